@@ -1,0 +1,112 @@
+"""The verbs that write: plan all outputs, then run, or only show the plan.
+
+`make` is shared by `convert` (form only) and by `quantize`, which hands in planners for its own
+targets. A `Job` is what both give back: the plan, and the artifacts if there was a run.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, replace
+from importlib.metadata import version
+from pathlib import Path
+
+from convert.errors import InputError
+from convert.model import FLOAT_FILE_TYPES, Model, open_model, plan_float
+from convert.plan import Plan, PlannedArtifact, plan_run
+from convert.run import (
+    DEFAULT_BUDGET_BYTES,
+    Progress,
+    Result,
+    disk_bytes,
+    run,
+    working_memory_bytes,
+)
+
+Planner = Callable[[Model, str], PlannedArtifact]
+"""From a model and a target's name to a planned artifact."""
+
+PLANNERS: dict[str, Planner] = dict.fromkeys(FLOAT_FILE_TYPES, plan_float)
+
+
+@dataclass(frozen=True, slots=True)
+class Job:
+    """What a writing verb planned, and what it made (nothing in a dry run)."""
+
+    name: str
+    parameters: int
+    plan: Plan
+    disk_bytes: int
+    memory_bytes: int
+    results: tuple[Result, ...]
+
+
+def tool_version() -> str:
+    """This project's name and version, as sidecars record them."""
+    return f"hermes-quant {version('hermes-quant')}"
+
+
+def convert(
+    model: str,
+    out: Path,
+    targets: Sequence[str],
+    *,
+    name: str | None = None,
+    force: bool = False,
+    dry_run: bool = False,
+    on_progress: Progress | None = None,
+) -> Job:
+    """Write `model` as GGUF in F32, F16 or BF16 into the folder `out`."""
+    return make(
+        model,
+        out,
+        targets,
+        PLANNERS,
+        name=name,
+        force=force,
+        dry_run=dry_run,
+        on_progress=on_progress,
+    )
+
+
+def make(
+    model: str,
+    out: Path,
+    targets: Sequence[str],
+    planners: Mapping[str, Planner],
+    *,
+    name: str | None,
+    force: bool,
+    dry_run: bool,
+    on_progress: Progress | None,
+) -> Job:
+    """Plan every target by its planner and run the plan over one read of the checkpoint."""
+    wanted = list(dict.fromkeys(targets))
+    unknown = [target for target in wanted if target not in planners]
+    if unknown or not wanted:
+        what = f"unknown target {unknown[0]!r}" if unknown else "no target"
+        raise InputError(f"{what}; --to takes {', '.join(planners)}")
+    with open_model(model, name) as opened:
+        plan = plan_run([planners[target](opened, target) for target in wanted])
+        job = Job(
+            name=opened.name,
+            parameters=opened.parameters,
+            plan=plan,
+            disk_bytes=disk_bytes(plan, opened.checkpoint),
+            memory_bytes=working_memory_bytes(DEFAULT_BUDGET_BYTES, os.cpu_count() or 1),
+            results=(),
+        )
+        if dry_run:
+            return job
+        results = run(
+            plan,
+            opened.checkpoint,
+            out,
+            source=opened.source(),
+            recipe={"targets": wanted, "name": name},
+            tool=tool_version(),
+            force=force,
+            on_progress=on_progress,
+        )
+        return replace(job, results=tuple(results))

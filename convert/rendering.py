@@ -1,0 +1,148 @@
+"""From a conversation to token ids: the one way prompts are made, for every engine.
+
+In: a model folder with tokenizer.json, and a `Conversation`. Out: the ids transformers'
+`apply_chat_template(tokenize=True)` gives, without transformers. Calibration, abliteration and
+verify all prompt through here, and engines get ids, never text, so that a difference between two
+artifacts is never a difference between two tokenizers.
+
+The one fact to know: the template writes the BOS token, not the tokenizer. The text is therefore
+encoded with `add_special_tokens=False`, a template that writes no BOS gets none (as transformers
+has it), and two at the front, which models answer worse and no reader notices, are an error.
+
+`Tokenizer` wraps the `tokenizers` library. What it takes from tokenizer_config.json is the names of
+the special tokens; an added token found there and not in tokenizer.json is refused, because readers
+differ on whether it exists. `convert/tokenizer.py` is about vocabularies inside GGUF files.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import tokenizers
+
+from convert.chat_template import CONFIG_NAME, Templates, read_templates, render_text
+from convert.conversation import Conversation
+from convert.errors import CheckpointError, ConversationError, UnsupportedError
+from convert.model_spec import read_json_object
+from convert.template_sandbox import TemplateSandbox
+
+TOKENIZER_NAME = "tokenizer.json"
+LEGACY_NAME = "special_tokens_map.json"
+
+
+@dataclass(frozen=True, slots=True)
+class Tokenizer:
+    """A model folder's tokenizer, its special tokens by name, and its chat templates."""
+
+    folder: Path
+    templates: Templates
+    special_tokens: Mapping[str, str]
+    _backend: tokenizers.Tokenizer = field(repr=False)
+    _sandbox: TemplateSandbox = field(repr=False, default_factory=TemplateSandbox)
+
+    @classmethod
+    def open(cls, folder: Path) -> Tokenizer:
+        """Read tokenizer.json, tokenizer_config.json and the templates of a model folder."""
+        path = folder / TOKENIZER_NAME
+        if not path.is_file():
+            raise CheckpointError(f"{path}: not found; a fast tokenizer (tokenizer.json) is needed")
+        try:
+            backend = tokenizers.Tokenizer.from_file(str(path))
+        except Exception as error:  # the library raises bare Exception for anything it cannot read
+            raise CheckpointError(f"{path}: not a tokenizer this version reads: {error}") from error
+        backend.no_padding()
+        backend.no_truncation()
+        config_path = folder / CONFIG_NAME
+        config = read_json_object(config_path) if config_path.is_file() else {}
+        _check_added_tokens(backend, config, config_path)
+        return cls(folder, read_templates(folder), _special_tokens(folder, config), backend)
+
+    def encode(self, text: str) -> list[int]:
+        """Ids of `text`, special tokens in it recognised, none added."""
+        try:
+            return list(self._backend.encode(text, add_special_tokens=False).ids)
+        except (TypeError, UnicodeEncodeError) as error:
+            raise ConversationError(f"text with half of a surrogate pair: {text!r:.80}") from error
+
+    def decode(self, ids: Sequence[int]) -> str:
+        """Text of `ids`, special tokens kept: a tag is part of the reply."""
+        return str(self._backend.decode(list(ids), skip_special_tokens=False))
+
+    def token_id(self, token: str) -> int | None:
+        """The id of one token's text, or None if the vocabulary lacks it."""
+        found: int | None = self._backend.token_to_id(token)
+        return found
+
+    @property
+    def bos_id(self) -> int | None:
+        """The id of the BOS token, if the folder names one."""
+        name = self.special_tokens.get("bos_token")
+        return None if name is None else self.token_id(name)
+
+    @property
+    def eos_id(self) -> int | None:
+        """The id of the EOS token, if the folder names one."""
+        name = self.special_tokens.get("eos_token")
+        return None if name is None else self.token_id(name)
+
+    def render_text(self, conversation: Conversation, add_generation_prompt: bool = True) -> str:
+        """The prompt as text, by this folder's own template."""
+        return render_text(
+            self.templates.choose(conversation),
+            conversation,
+            bos_token=self.special_tokens.get("bos_token"),
+            eos_token=self.special_tokens.get("eos_token"),
+            add_generation_prompt=add_generation_prompt,
+            special_tokens=self.special_tokens,
+            sandbox=self._sandbox,
+        )
+
+    def close(self) -> None:
+        """End the template sandbox; the tokenizer stays usable."""
+        self._sandbox.close()
+
+
+def render(
+    tokenizer: Tokenizer, conversation: Conversation, *, add_generation_prompt: bool = True
+) -> list[int]:
+    """Token ids of the prompt, BOS as the template wrote it.
+
+    Raises ConversationError where the template fails or the prompt begins with two BOS tokens.
+    """
+    ids = tokenizer.encode(tokenizer.render_text(conversation, add_generation_prompt))
+    bos = tokenizer.bos_id
+    if bos is not None and ids[:2] == [bos, bos]:
+        raise ConversationError(
+            f"conversation {conversation.id!r}: the prompt begins with two BOS tokens ({bos}); "
+            "the template must write one"
+        )
+    return ids
+
+
+def _special_tokens(folder: Path, config: Mapping[str, Any]) -> dict[str, str]:
+    """`bos_token` and the like: tokenizer_config.json first, then the older map beside it."""
+    legacy_path = folder / LEGACY_NAME
+    legacy = read_json_object(legacy_path) if legacy_path.is_file() else {}
+    found: dict[str, str] = {}
+    for key, value in [*legacy.items(), *config.items()]:
+        text = value.get("content") if isinstance(value, dict) else value
+        if key.endswith("_token") and isinstance(text, str):
+            found[key] = text
+    return found
+
+
+def _check_added_tokens(
+    backend: tokenizers.Tokenizer, config: Mapping[str, Any], path: Path
+) -> None:
+    listed = config.get("added_tokens_decoder") or {}
+    for number, token in listed.items():
+        content = token.get("content") if isinstance(token, dict) else token
+        found = backend.token_to_id(content) if isinstance(content, str) else None
+        if str(found) != str(number):
+            raise UnsupportedError(
+                f"{path}: added token {content!r} is {number} here and {found} in "
+                f"{TOKENIZER_NAME}; make the two files agree"
+            )

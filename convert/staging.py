@@ -1,0 +1,177 @@
+"""Nothing half-written has a final name: the staging folder, the sidecar, the renames.
+
+Outputs are written into `.hermes-quant-staging` inside the output folder (so that a rename never
+crosses file systems), flushed to disk, hashed, described in a sidecar, and only then renamed. The
+sidecar, `hermes-quant.json` in a folder and `<file>.hermes-quant.json` beside a file, holds the
+provenance: source, recipe, numerics, sha256 and size of each file, and the fingerprint by which a
+later run knows that the work is done.
+
+The sidecar goes first and the data after it, so data under its final name is always complete and
+described. With `force` the old output is renamed aside, the new one in, and the old one deleted; a
+run killed between the two renames is mended by the next one, which puts the old output back.
+Two runs on one output folder cannot meet: the second fails to lock the staging folder.
+"""
+
+from __future__ import annotations
+
+import fcntl
+import hashlib
+import json
+import os
+import shutil
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+from convert.errors import OutputError
+
+STAGING_NAME = ".hermes-quant-staging"
+SIDECAR_NAME = "hermes-quant.json"
+SCHEMA_VERSION = 1
+_HASH_CHUNK_BYTES = 1 << 22
+_ASIDE = ".replaced"
+
+
+@dataclass(frozen=True, slots=True)
+class ArtifactFile:
+    """One finished file: its path relative to the output folder, its size and sha256."""
+
+    path: str
+    size_bytes: int
+    sha256: str
+
+
+@dataclass(frozen=True, slots=True)
+class Artifact:
+    """One finished output and where it came from; this is what its sidecar says."""
+
+    name: str
+    target: str
+    files: tuple[ArtifactFile, ...]
+    source: dict[str, Any]
+    recipe: dict[str, Any]
+    numerics: tuple[str, ...]
+    values_changed: int
+    fingerprint: str
+    tool: str
+
+    @property
+    def size_bytes(self) -> int:
+        """Bytes of all its files."""
+        return sum(file.size_bytes for file in self.files)
+
+
+def sidecar_path(out: Path, name: str, *, is_folder: bool) -> Path:
+    """Where the sidecar of artifact `name` lies."""
+    return out / name / SIDECAR_NAME if is_folder else out / f"{name}.{SIDECAR_NAME}"
+
+
+def read_sidecar(path: Path) -> Artifact | None:
+    """The artifact a sidecar describes; None where there is none or it cannot be understood."""
+    try:
+        data = json.loads(path.read_text())
+        if data.pop("schema_version") != SCHEMA_VERSION:
+            return None
+        data["files"] = tuple(ArtifactFile(**file) for file in data["files"])
+        data["numerics"] = tuple(data["numerics"])
+        return Artifact(**data)
+    except (OSError, ValueError, TypeError, KeyError, AttributeError):
+        return None
+
+
+def finished(out: Path, name: str, *, is_folder: bool, fingerprint: str) -> Artifact | None:
+    """The artifact, if it lies complete under its final name and has this fingerprint."""
+    artifact = read_sidecar(sidecar_path(out, name, is_folder=is_folder))
+    if artifact is None or artifact.fingerprint != fingerprint:
+        return None
+    for file in artifact.files:
+        path = out / file.path
+        if not path.is_file() or path.stat().st_size != file.size_bytes:
+            return None
+    return artifact
+
+
+@contextmanager
+def staging_folder(out: Path) -> Iterator[Path]:
+    """A fresh, locked folder inside `out`; removed on the way out, whatever happened."""
+    staging = out / STAGING_NAME
+    try:
+        out.mkdir(parents=True, exist_ok=True)
+        staging.mkdir(exist_ok=True)
+        lock = os.open(staging, os.O_RDONLY)
+    except OSError as error:
+        raise OutputError(f"{out}: cannot be written to: {error.strerror}") from error
+    try:
+        try:
+            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError as error:
+            raise OutputError(
+                f"{out}: another run is writing here; wait for it or choose another --out"
+            ) from error
+        if not staging.is_dir() or os.fstat(lock).st_ino != staging.stat().st_ino:
+            raise OutputError(f"{out}: another run has just finished here; run again")
+        _recover(staging, out)
+        try:
+            yield staging
+        finally:
+            shutil.rmtree(staging, ignore_errors=True)
+    finally:
+        os.close(lock)
+
+
+def _recover(staging: Path, out: Path) -> None:
+    """Empty what a killed run left; what it had moved aside and not replaced goes back."""
+    for entry in list(staging.iterdir()):
+        final = out / entry.name.removesuffix(_ASIDE)
+        if entry.name.endswith(_ASIDE) and not final.exists():
+            sidecar_path(out, final.name, is_folder=False).unlink(missing_ok=True)
+            entry.rename(final)
+        elif entry.is_dir():
+            shutil.rmtree(entry)
+        else:
+            entry.unlink()
+
+
+def hash_file(path: Path) -> str:
+    """sha256 of a file, read once in order."""
+    digest = hashlib.sha256()
+    with path.open("rb") as stream:
+        while chunk := stream.read(_HASH_CHUNK_BYTES):
+            digest.update(chunk)
+    return digest.hexdigest()
+
+
+def write_sidecar(staging: Path, artifact: Artifact, *, is_folder: bool) -> Path:
+    """Write the sidecar into the staging folder, flushed to disk."""
+    path = sidecar_path(staging, artifact.name, is_folder=is_folder)
+    text = json.dumps({"schema_version": SCHEMA_VERSION, **asdict(artifact)}, indent=2)
+    path.write_text(text + "\n")
+    flush(path)
+    return path
+
+
+def flush(path: Path) -> None:
+    """fsync a file or a folder."""
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
+
+
+def publish(staging: Path, out: Path, artifact: Artifact, *, is_folder: bool) -> None:
+    """Give a flushed, described artifact its final name, replacing what had it before."""
+    final = out / artifact.name
+    aside = staging / (artifact.name + _ASIDE)
+    try:
+        if final.exists():
+            final.rename(aside)
+        if not is_folder:
+            sidecar = sidecar_path(out, artifact.name, is_folder=False)
+            sidecar_path(staging, artifact.name, is_folder=False).rename(sidecar)
+        (staging / artifact.name).rename(final)
+        flush(out)
+    except OSError as error:
+        raise OutputError(f"{final}: cannot be put in place: {error.strerror}") from error

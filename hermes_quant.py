@@ -1,0 +1,308 @@
+"""The command line: one function a verb, nothing heavy imported before a verb runs.
+
+Data goes to stdout, progress and warnings to stderr. Exit codes: 0 done or passed, 1 a gate failed,
+2 bad input or usage, 3 not enough evidence to decide, 4 an error of our own (with its traceback),
+130 interrupted.
+"""
+
+from __future__ import annotations
+
+import json
+import sys
+import traceback
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import asdict
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+if TYPE_CHECKING:
+    from rich.table import Table
+
+    from convert.inspection import Inspection
+    from convert.job import Job
+    from convert.run import Progress
+
+EXIT_BAD_INPUT, EXIT_OURS, EXIT_INTERRUPTED = 2, 4, 130
+
+app = typer.Typer(
+    name="hermes-quant",
+    help="Quantize Hermes checkpoints and prove that they still answer.\n\nOne read of a 16-bit"
+    " checkpoint makes FP8 for vLLM and GGUF for llama.cpp, the same bytes as the tools you know;"
+    " verify compares what they answer, tool calls first.",
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+    context_settings={"help_option_names": ["-h", "--help"]},
+)
+
+ModelArgument = Annotated[
+    str, typer.Argument(metavar="MODEL", help="Checkpoint folder, or owner/name@revision.")
+]
+OutOption = Annotated[Path, typer.Option("--out", "-o", help="Folder for the outputs.")]
+NameOption = Annotated[
+    str | None,
+    typer.Option(help="Name of the outputs; default: the model card's, else the folder's."),
+]
+ForceOption = Annotated[bool, typer.Option("--force", help="Replace outputs that exist.")]
+DryRunOption = Annotated[
+    bool, typer.Option("--dry-run", help="Print exact sizes and needs; write nothing.")
+]
+JsonOption = Annotated[bool, typer.Option("--json", help="Print JSON on stdout.")]
+
+
+@app.callback(invoke_without_command=True)
+def _root(
+    context: typer.Context,
+    version: Annotated[bool, typer.Option("--version", help="Print the version.")] = False,
+) -> None:
+    if version:
+        from importlib.metadata import version as installed
+
+        typer.echo(f"hermes-quant {installed('hermes-quant')}")
+        raise typer.Exit
+    if context.invoked_subcommand is None:
+        typer.echo(context.get_help())
+        raise typer.Exit(EXIT_BAD_INPUT)
+
+
+@app.command()
+def quantize(
+    model: ModelArgument,
+    out: OutOption,
+    to: Annotated[
+        list[str],
+        typer.Option(
+            "--to", help="FP8_DYNAMIC, Q8_0, Q6_K, Q5_K_M, Q4_K_M, BF16, F16, F32; repeatable."
+        ),
+    ],
+    name: NameOption = None,
+    force: ForceOption = False,
+    dry_run: DryRunOption = False,
+    as_json: JsonOption = False,
+) -> None:
+    """Make any number of quantized artifacts from one read of the checkpoint."""
+    with _errors():
+        from quantize.job import quantize as verb
+
+        with _progress(dry_run or as_json) as report:
+            job = verb(model, out, to, name=name, force=force, dry_run=dry_run, on_progress=report)
+        _print_job(job, out, as_json)
+
+
+@app.command()
+def convert(
+    model: ModelArgument,
+    out: OutOption,
+    to: Annotated[list[str], typer.Option("--to", help="BF16, F16 or F32; repeatable.")],
+    name: NameOption = None,
+    force: ForceOption = False,
+    dry_run: DryRunOption = False,
+    as_json: JsonOption = False,
+) -> None:
+    """Write the checkpoint as a 16- or 32-bit GGUF: form only, no value changes unsaid."""
+    with _errors():
+        from convert.job import convert as verb
+
+        with _progress(dry_run or as_json) as report:
+            job = verb(model, out, to, name=name, force=force, dry_run=dry_run, on_progress=report)
+        _print_job(job, out, as_json)
+
+
+@app.command()
+def inspect(
+    path: Annotated[
+        str,
+        typer.Argument(metavar="PATH", help="Checkpoint folder, GGUF file, FP8 folder or hub id."),
+    ],
+    as_json: JsonOption = False,
+) -> None:
+    """Say what a model is, from its headers: family, sizes, types, templates, special tokens."""
+    with _errors():
+        from convert.inspection import inspect as verb
+
+        found = verb(path)
+        if as_json:
+            _print_json({**asdict(found), "bits_per_weight": found.bits_per_weight})
+        else:
+            _print(_inspection_table(found))
+
+
+@contextmanager
+def _errors() -> Iterator[None]:
+    """Errors that a person can mend become one line on stderr and exit code 2."""
+    from convert.errors import HermesQuantError
+
+    try:
+        yield
+    except HermesQuantError as error:
+        typer.echo(f"error: {error}", err=True)
+        raise typer.Exit(EXIT_BAD_INPUT) from error
+    except KeyboardInterrupt as error:
+        typer.echo("interrupted; nothing was left under a final name", err=True)
+        raise typer.Exit(EXIT_INTERRUPTED) from error
+
+
+@contextmanager
+def _progress(quiet: bool) -> Iterator[Progress | None]:
+    """A progress bar on stderr, if that is a terminal."""
+    if quiet or not sys.stderr.isatty():
+        yield None
+        return
+    from rich.console import Console
+    from rich.progress import (
+        BarColumn,
+        DownloadColumn,
+        TextColumn,
+        TimeRemainingColumn,
+        TransferSpeedColumn,
+    )
+    from rich.progress import (
+        Progress as Bar,
+    )
+
+    columns = (
+        TextColumn("{task.description}"),
+        BarColumn(),
+        DownloadColumn(),
+        TransferSpeedColumn(),
+        TimeRemainingColumn(),
+    )
+    with Bar(*columns, console=Console(stderr=True), transient=True) as bar:
+        task = bar.add_task("reading", total=None)
+
+        def report(done: int, total: int, tensor: str) -> None:
+            bar.update(task, completed=done, total=total, description=tensor)
+
+        yield report
+
+
+def _print(*renderables: object) -> None:
+    from rich.console import Console
+
+    Console(soft_wrap=False).print(*renderables)
+
+
+def _print_json(data: Any) -> None:
+    typer.echo(json.dumps(data, indent=2))
+
+
+def _size(size_bytes: int) -> str:
+    """A size as people compare them: decimal units, three digits."""
+    value = float(size_bytes)
+    for unit in ("B", "kB", "MB", "GB"):
+        if value < 1000:
+            return f"{value:.0f} {unit}" if unit == "B" else f"{value:.3g} {unit}"
+        value /= 1000
+    return f"{value:.3g} TB"
+
+
+def _table(*columns: str, right: Sequence[str] = ()) -> Table:
+    from rich import box
+    from rich.table import Table
+
+    table = Table(box=box.SIMPLE_HEAD, pad_edge=False)
+    for column in columns:
+        table.add_column(column, justify="right" if column in right else "left", no_wrap=True)
+    return table
+
+
+def _print_job(job: Job, out: Path, as_json: bool) -> None:
+    if as_json:
+        _print_json(_job_json(job))
+        return
+    table = _table("output", "bytes", "size", "bits/weight", "", right=("bytes", "size"))
+    results = {result.artifact.name: result for result in job.results}
+    for planned in job.plan.artifacts:
+        result = results.get(planned.name)
+        size = result.artifact.size_bytes if result else planned.size_bytes
+        state = "planned" if result is None else "already there" if result.kept else "made"
+        bits = f"{8 * planned.size_bytes / job.parameters:.2f}"
+        table.add_row(planned.name, f"{size:,}", _size(size), bits, state)
+    _print(table)
+    for planned in job.plan.artifacts:
+        for warning in planned.warnings:
+            typer.echo(f"warning: {planned.name}: {warning}", err=True)
+        changed = results[planned.name].artifact.values_changed if results else 0
+        if changed:
+            typer.echo(
+                f"warning: {planned.name}: {changed:,} values changed; {planned.target} does not"
+                " hold every value of the source",
+                err=True,
+            )
+    if results:
+        _print(f"in {out}")
+    else:
+        _print(
+            f"read {job.plan.read_bytes:,} bytes, write {job.plan.write_bytes:,};"
+            f" disk needed {job.disk_bytes:,} bytes ({_size(job.disk_bytes)}),"
+            f" memory for blocks up to {_size(job.memory_bytes)}"
+        )
+
+
+def _job_json(job: Job) -> dict[str, Any]:
+    return {
+        "schema_version": 1,
+        "name": job.name,
+        "parameters": job.parameters,
+        "read_bytes": job.plan.read_bytes,
+        "write_bytes": job.plan.write_bytes,
+        "disk_bytes": job.disk_bytes,
+        "memory_bytes": job.memory_bytes,
+        "planned": [
+            {
+                "name": planned.name,
+                "target": planned.target,
+                "size_bytes": planned.size_bytes,
+                "files": {file.path: file.size_bytes for file in planned.files},
+                "warnings": planned.warnings,
+            }
+            for planned in job.plan.artifacts
+        ],
+        "artifacts": [{**asdict(r.artifact), "kept": r.kept} for r in job.results],
+    }
+
+
+def _inspection_table(found: Inspection) -> Table:
+    table = _table("", "")
+    table.show_header = False
+    scaling = f", {found.rope_scaling} rope scaling" if found.rope_scaling else ""
+    rows = {
+        "kind": found.kind,
+        "name": found.name or "not stated",
+        "architecture": f"{found.architecture} (family: {found.family or 'unknown'})",
+        "quantization": found.quantization or "none",
+        "parameters": f"{found.parameters:,}",
+        "size": f"{found.size_bytes:,} bytes in {found.files} file(s),"
+        f" {found.bits_per_weight:.2f} bits per weight",
+        "shape": f"{found.layers} layers, hidden {found.hidden_size}, {found.heads} heads,"
+        f" {found.kv_heads} KV heads",
+        "context": f"{found.context_length:,} tokens{scaling}",
+        "vocabulary": f"{found.vocabulary:,} tokens,"
+        f" {'tied' if found.tied_embeddings else 'untied'} embeddings",
+        "special tokens": ", ".join(f"{k} {v}" for k, v in found.special_tokens.items()) or "none",
+        "chat templates": ", ".join(found.chat_templates) or "none",
+    }
+    for key, value in rows.items():
+        table.add_row(f"[bold]{key}", value.replace("[", r"\["))
+    for stored in found.stored:
+        size = f"{stored.tensors} tensors, {stored.values:,} values, {_size(stored.size_bytes)}"
+        table.add_row(f"[bold]stored as {stored.type}", size)
+    return table
+
+
+def main() -> None:
+    """Run the command line; an error of our own keeps its traceback and exits with 4."""
+    try:
+        app()
+    except KeyboardInterrupt:
+        sys.exit(EXIT_INTERRUPTED)
+    except Exception:
+        traceback.print_exc()
+        sys.exit(EXIT_OURS)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,1 @@
+"""Values: number schemes, the kernels behind them, and which tensor gets which."""

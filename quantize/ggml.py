@@ -1,0 +1,137 @@
+"""ggml's own quantizers, called through ctypes: the reference that every GGUF byte comes from.
+
+`libggml-base` lies inside the llama-cpp-python package; importing that package would load all of
+llama.cpp, so only the library is opened. Three functions are used (`ggml.h`, MIT):
+
+    size_t ggml_quantize_chunk(type, const float *src, void *dst, int64 start, int64 rows,
+                               int64 columns, const float *importance)
+    void   ggml_quantize_init(type)                  builds tables, once
+    bool   ggml_validate_row_data(type, const void *, size_t)
+
+Rows are independent of each other, so blocks may be of any height. The library is compiled without
+CPU flags, so on x86-64 its bits are plain IEEE single precision; on other machines a compiler may
+fuse multiplications and the bits differ, which is why the numerics profile names the library by its
+sha256. Some types abort the process without importance; they are not offered here.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import hashlib
+import importlib.util
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import cache
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from convert.errors import TensorError, UnsupportedError
+from convert.gguf import GGML_TYPES
+from convert.output_tensor import Encoded, Importance, Part
+from convert.tensor import Block, Float32
+
+_LIBRARY_NAMES = ("libggml-base.so", "libggml-base.dylib", "ggml-base.dll")
+
+
+@cache
+def library_path() -> Path:
+    """Where llama-cpp-python keeps libggml-base."""
+    spec = importlib.util.find_spec("llama_cpp")
+    folders = list(spec.submodule_search_locations or []) if spec else []
+    for folder in folders:
+        for name in _LIBRARY_NAMES:
+            path = Path(folder) / "lib" / name
+            if path.is_file():
+                return path
+    raise UnsupportedError("libggml-base was not found; install llama-cpp-python 0.3.36 or newer")
+
+
+@cache
+def library_digest() -> str:
+    """sha256 of libggml-base: which quantizer made the bits."""
+    return hashlib.sha256(library_path().read_bytes()).hexdigest()
+
+
+@cache
+def _library() -> ctypes.CDLL:
+    library = ctypes.CDLL(str(library_path()))
+    library.ggml_quantize_chunk.restype = ctypes.c_size_t
+    library.ggml_quantize_chunk.argtypes = [
+        ctypes.c_int,
+        ctypes.c_void_p,
+        ctypes.c_void_p,
+        *[ctypes.c_int64] * 3,
+        ctypes.c_void_p,
+    ]
+    library.ggml_quantize_init.argtypes = [ctypes.c_int]
+    library.ggml_validate_row_data.restype = ctypes.c_bool
+    library.ggml_validate_row_data.argtypes = [ctypes.c_int, ctypes.c_void_p, ctypes.c_size_t]
+    return library
+
+
+@cache
+def _quantizer(name: str) -> ctypes.CDLL:
+    """The library, with the tables of one type built; they take seconds for some IQ types."""
+    _library().ggml_quantize_init(GGML_TYPES[name].number)
+    return _library()
+
+
+@dataclass(frozen=True, slots=True)
+class Ggml:
+    """Values as blocks of the ggml type `name`, made by libggml-base."""
+
+    name: str
+    block_rows: int = 1
+    needs_reduce: bool = False
+
+    @property
+    def numerics(self) -> str:
+        """The library that makes the bits."""
+        return f"libggml-base sha256:{library_digest()}"
+
+    def parts(self, shape: tuple[int, ...], dtype: str) -> tuple[Part, ...]:
+        """One part; a row is columns / block blocks."""
+        kind = GGML_TYPES[self.name]
+        assert shape[-1] % kind.block == 0, (shape, self)
+        row_bytes = math.prod(shape[1:]) // kind.block * kind.block_bytes
+        return (Part("", self.name, shape, 1, row_bytes),)
+
+    def reduce(self, state: Any, block: Block) -> Any:
+        """Never called: rows are quantized each on its own."""
+        raise AssertionError("ggml types have no reduction")
+
+    def encode(self, block: Block, state: Any, importance: Importance | None) -> Encoded:
+        """(rows, columns) values -> (rows, row bytes); TensorError if the blocks are not valid."""
+        library, kind = _quantizer(self.name), GGML_TYPES[self.name]
+        values = np.ascontiguousarray(block.float32())
+        rows, columns = values.shape
+        out = np.empty((rows, columns // kind.block * kind.block_bytes), dtype=np.uint8)
+        weights = None if importance is None else importance.values.ctypes.data
+        written = library.ggml_quantize_chunk(
+            kind.number, values.ctypes.data, out.ctypes.data, 0, rows, columns, weights
+        )
+        assert written == out.nbytes, (written, out.nbytes)
+        if not library.ggml_validate_row_data(kind.number, out.ctypes.data, out.nbytes):
+            raise TensorError(
+                f"{block.name}: rows from {block.first_row} on do not fit into {self.name}: a scale"
+                " became infinite; the weights are too large for this type"
+            )
+        return Encoded((out,))
+
+    def decode(self, stored: Sequence[NDArray[np.uint8]], shape: tuple[int, ...]) -> Float32:
+        """Values of quantized blocks, by ggml's own `dequantize_row_*`."""
+        values = np.empty(math.prod(shape), dtype=np.float32)
+        dequantize = getattr(_library(), f"dequantize_row_{_symbol(self.name)}")
+        dequantize.argtypes = [ctypes.c_void_p, ctypes.c_void_p, ctypes.c_int64]
+        data = np.ascontiguousarray(stored[0])
+        dequantize(data.ctypes.data, values.ctypes.data, values.size)
+        return values.reshape(shape)
+
+
+def _symbol(name: str) -> str:
+    """ggml's spelling in symbols: `Q4_K` is `q4_K`, `IQ4_XS` is `iq4_xs`."""
+    return name.lower().replace("_k", "_K") if name.endswith("_K") else name.lower()
