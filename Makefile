@@ -1,0 +1,46 @@
+# Two commands are all a newcomer needs: `make demo` and `make test`. Both set up .venv first.
+
+PYTHON ?= python3
+BIN := .venv/bin
+TARGETS := FP8_DYNAMIC Q8_0 Q6_K Q5_K_M Q4_K_M BF16
+NANO := examples/hermes-nano
+DEMO := demo
+DEMO_LIMIT ?= 120
+
+.PHONY: demo test lint check format clean
+
+demo: .venv/.verify
+	$(BIN)/hermes-quant quantize $(NANO) --out $(DEMO) $(foreach target,$(TARGETS),--to $(target))
+	$(BIN)/hermes-quant verify $(NANO) \
+	  $(foreach target,$(filter-out FP8_DYNAMIC,$(TARGETS)),$(DEMO)/hermes-nano-$(target).gguf) \
+	  $(DEMO)/hermes-nano-FP8_DYNAMIC --limit $(DEMO_LIMIT)
+	@echo
+	@echo "The artifacts are in ./$(DEMO), each with its provenance in hermes-quant.json."
+
+test: .venv/.test
+	$(BIN)/python -m pytest -n 2
+
+lint: .venv/.test
+	$(BIN)/ruff format --check .
+	$(BIN)/ruff check .
+	$(BIN)/mypy
+
+check: test lint
+
+format: .venv/.test
+	$(BIN)/ruff format .
+	$(BIN)/ruff check --fix .
+
+clean:
+	rm -rf $(DEMO) .venv build *.egg-info .mypy_cache .pytest_cache .ruff_cache
+
+.venv/.python:
+	$(PYTHON) -m venv .venv
+	touch $@
+
+# One stamp for each set of extras; the first install compiles llama.cpp (about 4 minutes).
+.venv/.%: .venv/.python pyproject.toml constraints.txt
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[$*]'
+	touch $@
+
+.PRECIOUS: .venv/.python .venv/.verify .venv/.test
