@@ -10,7 +10,7 @@ from __future__ import annotations
 import json
 import sys
 import traceback
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict
 from pathlib import Path
@@ -130,6 +130,59 @@ def inspect(
             _print(_inspection_table(found))
 
 
+@app.command()
+def verify(
+    reference: Annotated[
+        str, typer.Argument(metavar="REFERENCE", help="The checkpoint they were made from.")
+    ],
+    artifacts: Annotated[
+        list[Path], typer.Argument(metavar="ARTIFACT...", help="GGUF files and FP8 folders.")
+    ],
+    suite: Annotated[
+        Path | None,
+        typer.Option(help="JSONL file or folder; default: prompts/ beside the reference."),
+    ] = None,
+    limit: Annotated[
+        int | None, typer.Option(min=1, help="Use this many prompts, spread evenly.")
+    ] = None,
+    as_json: JsonOption = False,
+) -> None:
+    """Compare what artifacts answer with what the reference answers, tool calls first."""
+    with _errors():
+        from verify.report import print_report
+        from verify.verify import verify as verb
+
+        with _steps(as_json) as report_progress:
+            report = verb(
+                reference, artifacts, suite=suite, limit=limit, on_progress=report_progress
+            )
+        if as_json:
+            _print_json(report.to_dict())
+        else:
+            from rich.console import Console
+
+            print_report(report, Console())
+        raise typer.Exit(report.exit_code)
+
+
+@contextmanager
+def _steps(quiet: bool) -> Iterator[Callable[[str, int, int], None] | None]:
+    """A progress bar on stderr for one named model after another, if that is a terminal."""
+    if quiet or not sys.stderr.isatty():
+        yield None
+        return
+    from rich.console import Console
+    from rich.progress import Progress as Bar
+
+    with Bar(console=Console(stderr=True), transient=True) as bar:
+        task = bar.add_task("loading", total=None)
+
+        def report(name: str, done: int, total: int) -> None:
+            bar.update(task, completed=done, total=total, description=f"{name}: prompts")
+
+        yield report
+
+
 @contextmanager
 def _errors() -> Iterator[None]:
     """Errors that a person can mend become one line on stderr and exit code 2."""
@@ -138,7 +191,7 @@ def _errors() -> Iterator[None]:
     try:
         yield
     except HermesQuantError as error:
-        typer.echo(f"error: {error}", err=True)
+        typer.echo(f"error: {_printable(str(error))}", err=True)
         raise typer.Exit(EXIT_BAD_INPUT) from error
     except KeyboardInterrupt as error:
         typer.echo("interrupted; nothing was left under a final name", err=True)
@@ -183,6 +236,11 @@ def _print(*renderables: object) -> None:
     from rich.console import Console
 
     Console(soft_wrap=False).print(*renderables)
+
+
+def _printable(text: str) -> str:
+    """`text` on one line: what a terminal would act on, and lone surrogates, as escapes."""
+    return "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in text)
 
 
 def _print_json(data: Any) -> None:
@@ -286,7 +344,7 @@ def _inspection_table(found: Inspection) -> Table:
         "chat templates": ", ".join(found.chat_templates) or "none",
     }
     for key, value in rows.items():
-        table.add_row(f"[bold]{key}", value.replace("[", r"\["))
+        table.add_row(f"[bold]{key}", _printable(value).replace("[", r"\["))
     for stored in found.stored:
         size = f"{stored.tensors} tensors, {stored.values:,} values, {_size(stored.size_bytes)}"
         table.add_row(f"[bold]stored as {stored.type}", size)

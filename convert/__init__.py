@@ -1,1 +1,1 @@
-"""Form: names, layout, containers. Reads checkpoints, writes GGUF and safetensors, loses nothing."""
+"""Form: names, layout, containers. Reads checkpoints, writes GGUF and safetensors losslessly."""

@@ -23,6 +23,7 @@ import numpy as np
 from convert import safetensors
 from convert.errors import CheckpointError
 from convert.model_spec import ModelSpec, read_json_object, read_model_spec
+from convert.staging import SIDECAR_NAME
 from convert.tensor import DTYPES, Array, Block, TensorInfo
 
 INDEX_NAME = "model.safetensors.index.json"
@@ -144,6 +145,7 @@ class Checkpoint:
             for entry in sorted(self.path.iterdir())
             if entry.is_file()
             and not entry.name.startswith((".", "hermes-quant"))
+            and not entry.name.endswith(SIDECAR_NAME)
             and entry.suffix not in WEIGHT_SUFFIXES
             and not entry.name.endswith(".safetensors.index.json")
             and (python or entry.suffix != ".py")
@@ -171,7 +173,7 @@ def _read_index(path: Path) -> dict[str, str]:
     for name, shard in weight_map.items():
         if not isinstance(shard, str) or Path(shard).name != shard or shard in ("", ".", ".."):
             raise CheckpointError(f"{index}: {name!r} is said to be in {shard!r}, not a file name")
-        if not (path / shard).is_file():
+        if not os.path.isfile(path / shard):  # Path.is_file raises for a name that is too long
             raise CheckpointError(f"{path / shard}: missing; {index.name} needs it for {name!r}")
     return weight_map
 

@@ -78,24 +78,30 @@ def rope_factors(spec: ModelSpec) -> tuple[float, ...]:
 
     Wavelengths under original/high_freq_factor are kept, those over original/low_freq_factor
     divided by `factor`, and between them the two are blended. Source: Llama 3.1 model code as
-    restated in llama.cpp's `conversion/llama.py`; float32 because float64 differs in the last bit.
+    restated in llama.cpp's `conversion/llama.py`; float32 because float64 differs in the last bit,
+    except for the power, which torch rounds correctly but for 1 value in 100. A number divided by
+    a tensor is, in torch, the number times the tensor's reciprocal: two roundings.
     """
     scaling = spec.rope_scaling
     assert scaling is not None
     one = np.float32(1)
     exponents = np.arange(0, spec.head_dim, 2, dtype=np.float32) / np.float32(spec.head_dim)
-    frequencies = one / np.power(np.float32(spec.rope_theta), exponents)
+    # numpy's own float32 power depends on the processor; this one is correctly rounded.
+    base = float(np.float32(spec.rope_theta))
+    powers = [math.pow(base, float(exponent)) for exponent in exponents]
+    frequencies = one / np.array(powers, dtype=np.float32)
     original = scaling.original_max_position_embeddings
     low, high = scaling.low_freq_factor, scaling.high_freq_factor
     factors: list[float] = []
     for frequency in frequencies:
-        wavelength = np.float32(2 * math.pi) / frequency
+        wavelength = (one / frequency) * np.float32(2 * math.pi)
         if wavelength < np.float32(original / high):
             factors.append(1.0)
         elif wavelength > np.float32(original / low):
             factors.append(scaling.factor)
         else:
-            smooth = (np.float32(original) / wavelength - np.float32(low)) / np.float32(high - low)
+            ratio = (one / wavelength) * np.float32(original)
+            smooth = (ratio - np.float32(low)) / np.float32(high - low)
             blend = (one - smooth) / np.float32(scaling.factor) + smooth
             factors.append(float(one / blend))
     return tuple(factors)

@@ -39,23 +39,33 @@ class Origin:
 
 def locate(reference: str) -> Origin:
     """Find the checkpoint that `reference` names; downloads it if it is on the hub."""
-    if Path(reference).exists():
+    if is_on_disk(reference):
         return Origin(Path(reference))
     match = _REPOSITORY.fullmatch(reference)
     if match is None or reference.startswith((".", "/", "~")):
         raise InputError(
-            f"{reference}: no such folder, and not a hub id (owner/name or owner/name@revision)"
+            f"{reference[:200]!r}: no such folder, and not a hub id (owner/name or"
+            " owner/name@revision)"
         )
     return _download(match["repo"], match["revision"])
 
 
+def is_on_disk(reference: str) -> bool:
+    """Whether `reference` names a file or folder; false for what cannot be a path at all."""
+    try:
+        return bool(reference) and Path(reference).exists()
+    except OSError:  # too long for the file system
+        return False
+
+
 def _download(repo: str, revision: str | None) -> Origin:
+    from httpx import HTTPError
     from huggingface_hub import snapshot_download
-    from huggingface_hub.errors import HfHubHTTPError, LocalEntryNotFoundError, OfflineModeIsEnabled
+    from huggingface_hub.errors import HFValidationError
 
     try:
         folder = Path(snapshot_download(repo, revision=revision, allow_patterns=ALLOW_PATTERNS))
-    except (HfHubHTTPError, LocalEntryNotFoundError, OfflineModeIsEnabled, OSError) as error:
+    except (HTTPError, HFValidationError, OSError) as error:  # the hub's own are HTTP or OS errors
         reason = " ".join(str(error).split())[:200]
         raise CheckpointError(
             f"{repo}@{revision or 'main'}: cannot be fetched from the hub: {reason}"

@@ -17,7 +17,7 @@ from convert.checkpoint import Checkpoint
 from convert.errors import UnsupportedError
 from convert.families import family_of
 from convert.gguf import GGUFFile, read_gguf
-from convert.hub import locate
+from convert.hub import is_on_disk, locate
 from convert.metadata import read_model_card
 from convert.model_spec import ModelSpec, read_json_object
 
@@ -66,7 +66,7 @@ class Inspection:
 
 def inspect(reference: str) -> Inspection:
     """Describe what `reference` names."""
-    if Path(reference).is_file():
+    if is_on_disk(reference) and Path(reference).is_file():
         return _inspect_gguf(read_gguf(Path(reference)))
     origin = locate(reference)
     with Checkpoint.open(origin.folder) as checkpoint:
@@ -148,12 +148,13 @@ def _inspect_gguf(file: GGUFFile) -> Inspection:
         return value if isinstance(value, int) else 0
 
     tensors = file.tensors.values()
-    tokens = fields.get("tokenizer.ggml.tokens") or []
+    name, tokens = fields.get("general.name"), fields.get("tokenizer.ggml.tokens")
+    tokens = tokens if isinstance(tokens, list) else []
     weights = [tensor for tensor in tensors if tensor.name != "rope_freqs.weight"]
     stored = _stored((t.ggml_type, math.prod(t.shape), t.size_bytes) for t in tensors)
     return Inspection(
         kind="GGUF file",
-        name=fields.get("general.name"),
+        name=name if isinstance(name, str) else None,
         architecture=arch,
         family=arch,
         quantization=stored[0].type if stored else None,
@@ -174,13 +175,13 @@ def _inspect_gguf(file: GGUFFile) -> Inspection:
     )
 
 
-def _gguf_special_tokens(fields: dict[str, Any], tokens: list[str]) -> dict[str, str]:
+def _gguf_special_tokens(fields: dict[str, Any], tokens: list[Any]) -> dict[str, str]:
     found = {}
     for kind in _SPECIALS:
         key = f"tokenizer.ggml.{'padding' if kind == 'pad' else kind}_token_id"
         identifier = fields.get(key)
-        if isinstance(identifier, int) and identifier < len(tokens):
-            found[kind] = tokens[identifier]
+        if isinstance(identifier, int) and 0 <= identifier < len(tokens):
+            found[kind] = str(tokens[identifier])
     return found
 
 

@@ -140,6 +140,8 @@ def _sampling_fields(folder: Path) -> list[Field]:
     for key, (name, kind) in _SAMPLING.items():
         value = settings.get(key)
         if isinstance(value, int | float) and not isinstance(value, bool):
+            if not abs(value) < 2**31:
+                raise CheckpointError(f"{path}: {key} is {value}; expected a sampling setting")
             number = int(value) if kind == "i32" else float(value)
             fields.append(Field(f"general.sampling.{name}", kind, number))
     return fields

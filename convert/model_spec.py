@@ -97,6 +97,9 @@ def read_model_spec(path: Path) -> ModelSpec:
         raise CheckpointError(
             f"{path}: num_attention_heads {heads} does not divide by num_key_value_heads {kv_heads}"
         )
+    head_dim = config.integer("head_dim") if stated else hidden // heads
+    if head_dim % 2:
+        raise CheckpointError(f"{path}: head_dim {head_dim} is odd; rotary embeddings need pairs")
     rope = config.rope()
     return ModelSpec(
         architecture=str(architectures[0]),
@@ -106,7 +109,7 @@ def read_model_spec(path: Path) -> ModelSpec:
         num_hidden_layers=config.integer("num_hidden_layers"),
         num_attention_heads=heads,
         num_key_value_heads=kv_heads,
-        head_dim=config.integer("head_dim") if stated else hidden // heads,
+        head_dim=head_dim,
         head_dim_stated=stated,
         vocab_size=config.integer("vocab_size"),
         max_position_embeddings=config.integer("max_position_embeddings"),
@@ -138,7 +141,8 @@ class _Config:
 
     def number(self, key: str, default: float, nested: Mapping[str, Any] | None = None) -> float:
         value = (nested or {}).get(key, self.raw.get(key, default))
-        if not isinstance(value, int | float) or isinstance(value, bool) or not 0 < value < 1e30:
+        number = isinstance(value, int | float) and not isinstance(value, bool)
+        if not number or not 1e-18 < value < 1e18:  # so that float32 arithmetic stays finite
             raise CheckpointError(f"{self.path}: {key} is {value!r}; expected a positive number")
         return float(value)
 
@@ -157,7 +161,7 @@ class _Config:
                 f"{self.path}: rope_type {kind!r} is not supported; supported: default, llama3"
             )
         length = rope.get("original_max_position_embeddings", 8192)
-        if not isinstance(length, int) or isinstance(length, bool) or length <= 0:
+        if not isinstance(length, int) or isinstance(length, bool) or not 0 < length < 2**31:
             raise CheckpointError(
                 f"{self.path}: original_max_position_embeddings is {length!r}; expected an integer"
             )

@@ -164,6 +164,10 @@ class OutputTensor:
         heads = self.row_order.head_rows if self.row_order else 1
         return math.lcm(self.scheme.block_rows, heads)
 
+    def reduction_key(self) -> tuple[object, str]:
+        """Tensors with equal keys share one reduction: their group's, or their own."""
+        return self.scheme, self.group or self.name
+
     def encoding_key(self) -> tuple[object, ...]:
         """Tensors with equal keys have equal bytes, in whichever file they go."""
         how = (self.row_order, self.scheme, self.importance, self.group)

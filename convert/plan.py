@@ -121,7 +121,7 @@ def plan_run(artifacts: Sequence[PlannedArtifact]) -> Plan:
     encodings = tuple(Encoding(tensor, tuple(slots)) for tensor, slots in by_key.values())
     encoded_from = {s.tensor.name: s.tensor for e in encodings for s in e.tensor.sources}
     reduced = {
-        (s.tensor.name, e.tensor.group): s.tensor.size_bytes
+        (e.tensor.reduction_key(), s): (s.stop - s.start) * s.tensor.row_bytes
         for e in encodings
         if e.tensor.scheme.needs_reduce
         for s in e.tensor.sources

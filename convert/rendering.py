@@ -77,6 +77,12 @@ class Tokenizer:
         return found
 
     @property
+    def added_tokens(self) -> tuple[str, ...]:
+        """Texts of the added tokens (control tokens, tags), by id."""
+        found = self._backend.get_added_tokens_decoder()
+        return tuple(str(found[number].content) for number in sorted(found))
+
+    @property
     def bos_id(self) -> int | None:
         """The id of the BOS token, if the folder names one."""
         name = self.special_tokens.get("bos_token")

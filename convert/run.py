@@ -94,8 +94,11 @@ def run(
     """
     done, todo = _split_finished(plan, checkpoint, out, tool, force)
     if todo:
-        work = plan_run([artifact for artifact, _ in todo])
         with staging.staging_folder(out) as folder:
+            # Once more, now that nobody else writes here: another run may just have ended, or the
+            # old output of a killed one been put back.
+            done, todo = _split_finished(plan, checkpoint, out, tool, force)
+            work = plan_run([artifact for artifact, _ in todo])
             _check_space(folder, work, checkpoint)
             tally = _write_all(
                 work, checkpoint, folder, threads or os.cpu_count() or 1, budget_bytes, on_progress
@@ -113,9 +116,10 @@ def run(
                     fingerprint=fingerprint,
                     tool=tool,
                 )
-                staging.write_sidecar(folder, artifact, is_folder=planned.is_folder)
-                if planned.is_folder:
-                    staging.flush(folder / planned.name)
+                with _DiskErrors(folder / planned.name):
+                    staging.write_sidecar(folder, artifact, is_folder=planned.is_folder)
+                    if planned.is_folder:
+                        staging.flush(folder / planned.name)
                 staging.publish(folder, out, artifact, is_folder=planned.is_folder)
                 done[planned.name] = Result(artifact, kept=False)
     return [done[artifact.name] for artifact in plan.artifacts]
@@ -211,14 +215,15 @@ def _units(plan: Plan, values: int) -> Iterator[tuple[TensorInfo, int, int, list
     """Blocks of whole steps of every encoding, in the order of the source files."""
     for info, wanted in _uses(plan).values():
         step = math.lcm(*(use.encoding.tensor.block_rows for use in wanted))
-        for start, stop in _row_blocks(info, step, values):
+        for start, stop in _row_blocks(info, info.rows, step, values):
             yield info, start, stop, wanted
 
 
-def _row_blocks(info: TensorInfo, step: int, values: int) -> Iterator[tuple[int, int]]:
-    rows = max(values // max(info.columns, 1) // step, 1) * step
-    for start in range(0, info.rows, rows):
-        yield start, min(start + rows, info.rows)
+def _row_blocks(info: TensorInfo, rows: int, step: int, values: int) -> Iterator[tuple[int, int]]:
+    """`rows` rows of `info` in blocks of whole steps, about `values` values each."""
+    block = max(values // max(info.columns, 1) // step, 1) * step
+    for start in range(0, rows, block):
+        yield start, min(start + block, rows)
 
 
 class _Writer:
@@ -266,17 +271,16 @@ class _Writer:
         groups: dict[tuple[object, str], list[Encoding]] = defaultdict(list)
         for encoding in plan.encodings:
             if encoding.tensor.scheme.needs_reduce:
-                groups[_group(encoding)].append(encoding)
+                groups[encoding.tensor.reduction_key()].append(encoding)
 
         def reduce(key: tuple[object, str], members: list[Encoding]) -> None:
-            state = None
-            for encoding in members:
-                scheme = encoding.tensor.scheme
-                for source in encoding.tensor.sources:
-                    for start, stop in _row_blocks(source.tensor, scheme.block_rows, values):
-                        block = self.read(source.tensor, start, stop)
-                        block.check_finite()
-                        state = scheme.reduce(state, block)
+            state, scheme = None, members[0].tensor.scheme
+            for source in dict.fromkeys(s for member in members for s in member.tensor.sources):
+                first, rows = source.start, source.stop - source.start
+                for start, stop in _row_blocks(source.tensor, rows, scheme.block_rows, values):
+                    block = self.read(source.tensor, first + start, first + stop)
+                    block.check_finite()
+                    state = scheme.reduce(state, block)
             with self.lock:
                 self.states[key] = state
 
@@ -314,7 +318,7 @@ class _Writer:
     def store(self, encoding: Encoding, block: Block, row: int) -> None:
         """Encode a block that begins at output row `row` and write it to every slot."""
         tensor = encoding.tensor
-        state = self.states.get(_group(encoding))
+        state = self.states.get(tensor.reduction_key())
         encoded: Encoded = tensor.scheme.encode(block, state, tensor.importance)
         parts = list(zip(tensor.parts, encoded.parts, strict=True))
         for slot in encoding.slots:
@@ -331,11 +335,6 @@ class _Writer:
                 values = np.array(encoding.tensor.computed, dtype=np.float32)
                 raw = values.reshape(encoding.tensor.rows, -1)
                 self.store(encoding, Block(encoding.tensor.name, "F32", 0, raw), 0)
-
-
-def _group(encoding: Encoding) -> tuple[object, str]:
-    tensor = encoding.tensor
-    return tensor.scheme, tensor.group or tensor.name
 
 
 def _permute(

@@ -7,7 +7,8 @@ believed before it is checked: length against the file, every range against its 
 and the ranges against each other (no overlap, no hole, nothing beyond the end).
 
 The layout written is the one of the safetensors library 0.8 (read from its files): tensors by
-element width, widest first, then by name; the header is padded with spaces to a multiple of 8.
+dtype in the order of `DTYPES` (wide ones first; BF16 before F16), then by name; the header is
+padded with spaces to a multiple of 8.
 Format: https://huggingface.co/docs/safetensors
 """
 
@@ -24,6 +25,8 @@ from convert.tensor import DTYPES, TensorInfo
 
 MAX_HEADER_BYTES = 100_000_000
 """The library's own limit; the largest header of a published Hermes shard is under 1 MB."""
+MAX_DIMENSIONS = 64
+"""numpy's limit; the product of a million sizes would take hours."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -51,7 +54,8 @@ class Layout:
 
 def layout(tensors: Sequence[StoredTensor]) -> Layout:
     """Place `tensors` in a file; offsets count from the file's start."""
-    ordered = sorted(tensors, key=lambda t: (-DTYPES[t.dtype].itemsize, t.name))
+    rank = {dtype: i for i, dtype in enumerate(DTYPES)}
+    ordered = sorted(tensors, key=lambda t: (rank[t.dtype], t.name))
     entries: dict[str, dict[str, object]] = {}
     end = 0
     for tensor in ordered:
@@ -126,10 +130,14 @@ def _tensor(path: Path, file: str, name: str, entry: object, data_start: int) ->
     if not isinstance(entry, dict) or not {"dtype", "shape", "data_offsets"} <= entry.keys():
         raise CheckpointError(f"{where}: expected dtype, shape and data_offsets in the header")
     dtype, shape, offsets = entry["dtype"], entry["shape"], entry["data_offsets"]
-    if dtype not in DTYPES:
+    if not isinstance(dtype, str) or dtype not in DTYPES:
         raise CheckpointError(f"{where}: unknown dtype {dtype!r}; known: {', '.join(DTYPES)}")
     if not _naturals(shape) or not _naturals(offsets) or len(offsets) != 2:
         raise CheckpointError(f"{where}: shape {shape!r} or data_offsets {offsets!r} is malformed")
+    if len(shape) > MAX_DIMENSIONS:
+        raise CheckpointError(
+            f"{where}: {len(shape)} dimensions; expected at most {MAX_DIMENSIONS}"
+        )
     begin, end = offsets
     expected = math.prod(shape) * DTYPES[dtype].itemsize
     if end - begin != expected:

@@ -37,24 +37,25 @@ class DType:
 DTYPES = {
     dtype.name: dtype
     for dtype in (
+        DType("U64", 8, "<u8"),
+        DType("I64", 8, "<i8"),
         DType("F64", 8, "<f8"),
         DType("F32", 4, "<f4"),
-        DType("F16", 2, "<f2"),
+        DType("U32", 4, "<u4"),
+        DType("I32", 4, "<i4"),
         DType("BF16", 2, "<u2"),
+        DType("F16", 2, "<f2"),
+        DType("U16", 2, "<u2"),
+        DType("I16", 2, "<i2"),
+        DType("F8_E8M0", 1, "u1"),
         DType("F8_E4M3", 1, "u1"),
         DType("F8_E5M2", 1, "u1"),
-        DType("F8_E8M0", 1, "u1"),
-        DType("I64", 8, "<i8"),
-        DType("U64", 8, "<u8"),
-        DType("I32", 4, "<i4"),
-        DType("U32", 4, "<u4"),
-        DType("I16", 2, "<i2"),
-        DType("U16", 2, "<u2"),
         DType("I8", 1, "i1"),
         DType("U8", 1, "u1"),
         DType("BOOL", 1, "u1"),
     )
 }
+"""By name, in the order in which the safetensors library lays tensors out in a file."""
 SOURCE_DTYPES = ("BF16", "F16", "F32")
 """The dtypes of an unquantized checkpoint: what a weight may be stored in to be worked on."""
 

@@ -18,7 +18,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from enum import IntEnum
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeGuard
 
 from convert.errors import CheckpointError, UnsupportedError
 from convert.gguf import Field
@@ -87,7 +87,7 @@ def read_vocabulary(folder: Path, spec: ModelSpec) -> Vocabulary:
     if not isinstance(model, dict) or model.get("type", "BPE") != "BPE" or "vocab" not in model:
         kind = model.get("type") if isinstance(model, dict) else None
         raise UnsupportedError(f"{path}: a {kind} tokenizer; supported: byte-level BPE")
-    added = {token["id"]: token for token in raw.get("added_tokens") or []}
+    added = _added_tokens(path, raw.get("added_tokens"))
     tokens, types = _tokens(path, model["vocab"], added, spec.vocab_size)
     config = _tokenizer_config(folder)
     return Vocabulary(
@@ -95,9 +95,29 @@ def read_vocabulary(folder: Path, spec: ModelSpec) -> Vocabulary:
         tokens=tokens,
         types=types,
         merges=_merges(path, model.get("merges")),
-        special_ids=_special_ids(folder, config, added),
-        add_special=_add_special(raw.get("post_processor"), config),
+        special_ids=_special_ids(folder, spec, config, added),
+        add_special=_add_special(path, raw.get("post_processor"), config),
     )
+
+
+def _is_id(value: object) -> TypeGuard[int]:
+    return isinstance(value, int) and not isinstance(value, bool) and value >= 0
+
+
+def _objects(path: Path, key: str, value: object) -> list[dict[str, Any]]:
+    """A list of JSON objects; absent is empty."""
+    found = [] if value is None else value
+    if not isinstance(found, list) or not all(isinstance(entry, dict) for entry in found):
+        raise CheckpointError(f"{path}: {key} is malformed; expected a list of objects")
+    return found
+
+
+def _added_tokens(path: Path, value: object) -> dict[int, Mapping[str, Any]]:
+    entries = _objects(path, "added_tokens", value)
+    for entry in entries:
+        if not _is_id(entry.get("id")) or not isinstance(entry.get("content"), str):
+            raise CheckpointError(f"{path}: added token {entry!r} has no id or no content")
+    return {entry["id"]: entry for entry in entries}
 
 
 def _tokenizer_config(folder: Path) -> dict[str, Any]:
@@ -108,12 +128,26 @@ def _tokenizer_config(folder: Path) -> dict[str, Any]:
 def _tokens(
     path: Path, vocab: Mapping[str, int], added: Mapping[int, Mapping[str, Any]], size: int
 ) -> tuple[tuple[str, ...], tuple[TokenType, ...]]:
-    ids = {**{i: text for text, i in vocab.items()}, **{i: t["content"] for i, t in added.items()}}
+    if not isinstance(vocab, dict) or not all(_is_id(i) for i in vocab.values()):
+        raise CheckpointError(f"{path}: model.vocab is malformed; expected token ids by text")
+    ids: dict[int, str] = {}
+    for i, text in (
+        *((i, t) for t, i in vocab.items()),
+        *((i, t["content"]) for i, t in added.items()),
+    ):
+        if ids.setdefault(i, text) != text:
+            raise CheckpointError(f"{path}: token id {i} is both {ids[i]!r} and {text!r}")
     if max(ids, default=0) >= size:
         raise CheckpointError(
             f"{path}: has token id {max(ids)}, but config.json gives vocab_size {size}"
         )
     tokens = tuple(ids.get(i, f"[PAD{i}]") for i in range(size))
+    first: dict[str, int] = {}
+    for i, text in enumerate(tokens):
+        if first.setdefault(text, i) != i:
+            raise CheckpointError(
+                f"{path}: token {text!r} has ids {first[text]} and {i}; llama.cpp aborts on that"
+            )
     return tokens, tuple(_type(i, ids, added) for i in range(size))
 
 
@@ -131,13 +165,20 @@ def _merges(path: Path, merges: object) -> tuple[str, ...]:
     """Merges as `left right`; in the list form a space inside a piece is written U+0120."""
     if not isinstance(merges, list) or not merges:
         raise CheckpointError(f"{path}: no merges; a BPE vocabulary cannot work without them")
-    if isinstance(merges[0], str):
+    if all(isinstance(merge, str) for merge in merges):
         return tuple(merges)
+    for pair in merges:
+        if (
+            not isinstance(pair, list)
+            or len(pair) != 2
+            or not all(isinstance(p, str) for p in pair)
+        ):
+            raise CheckpointError(f"{path}: merge {pair!r} is not a pair of texts")
     return tuple(" ".join(piece.replace(" ", "\u0120") for piece in pair) for pair in merges)
 
 
 def _recognise_splitting(path: Path, pre_tokenizer: object, model: Mapping[str, Any]) -> str:
-    patterns = _split_patterns(pre_tokenizer)
+    patterns = _split_patterns(path, pre_tokenizer)
     key = ("".join(patterns[:1]), bool(model.get("ignore_merges")))
     if len(patterns) != 1 or key not in PRE_TOKENIZERS:
         raise UnsupportedError(
@@ -147,22 +188,27 @@ def _recognise_splitting(path: Path, pre_tokenizer: object, model: Mapping[str, 
     return PRE_TOKENIZERS[key]
 
 
-def _split_patterns(pre_tokenizer: object) -> list[str]:
+def _split_patterns(path: Path, pre_tokenizer: object) -> list[str]:
     if not isinstance(pre_tokenizer, dict):
         return []
     if pre_tokenizer.get("type") == "Sequence":
-        steps = pre_tokenizer.get("pretokenizers") or []
-        return [pattern for step in steps for pattern in _split_patterns(step)]
+        steps = _objects(path, "pretokenizers", pre_tokenizer.get("pretokenizers"))
+        return [pattern for step in steps for pattern in _split_patterns(path, step)]
     if pre_tokenizer.get("type") == "Split":
-        pattern = pre_tokenizer.get("pattern") or {}
-        return [str(pattern.get("Regex", pattern.get("String", "")))]
+        pattern = pre_tokenizer.get("pattern")
+        return [
+            str(pattern["Regex"] if isinstance(pattern, dict) and "Regex" in pattern else pattern)
+        ]
     if pre_tokenizer.get("type") == "ByteLevel" and not pre_tokenizer.get("use_regex", True):
         return []
     return [f"<{pre_tokenizer.get('type')}>"]
 
 
 def _special_ids(
-    folder: Path, config: Mapping[str, Any], added: Mapping[int, Mapping[str, Any]]
+    folder: Path,
+    spec: ModelSpec,
+    config: Mapping[str, Any],
+    added: Mapping[int, Mapping[str, Any]],
 ) -> dict[str, int]:
     """Special ids: tokenizer_config names the token; config.json's id only where it does not."""
     by_text = {str(token["content"]): i for i, token in added.items()}
@@ -175,21 +221,27 @@ def _special_ids(
             found[kind] = by_text[text]
     for kind in _SPECIAL_KEYS:
         identifier = model_config.get(f"{kind}_token_id")
-        if kind not in found and isinstance(identifier, int) and identifier >= 0:
+        if kind not in found and _is_id(identifier):
+            if identifier >= spec.vocab_size:
+                raise CheckpointError(
+                    f"{folder / 'config.json'}: {kind}_token_id is {identifier}, but vocab_size is"
+                    f" {spec.vocab_size}"
+                )
             found[kind] = identifier
     return found
 
 
-def _add_special(post_processor: object, config: Mapping[str, Any]) -> dict[str, bool]:
+def _add_special(path: Path, post_processor: object, config: Mapping[str, Any]) -> dict[str, bool]:
     """Whether BOS, EOS and SEP are added, by the post-processor, else by tokenizer_config."""
     found: dict[str, bool] = {}
     if isinstance(post_processor, dict):
-        for step in post_processor.get("processors") or [post_processor]:
+        steps = post_processor.get("processors") or [post_processor]
+        for step in _objects(path, "post_processor", steps):
             if step.get("type") == "ByteLevel":
                 found.setdefault("bos", False)
                 found.setdefault("eos", False)
             if step.get("type") == "TemplateProcessing":
-                found.update(_template_processing(step, config))
+                found.update(_template_processing(path, step, config))
     for kind in ("bos", "eos", "sep"):
         value = config.get(f"add_{kind}_token")
         if kind not in found and isinstance(value, bool):
@@ -197,16 +249,20 @@ def _add_special(post_processor: object, config: Mapping[str, Any]) -> dict[str,
     return found
 
 
-def _template_processing(step: Mapping[str, Any], config: Mapping[str, Any]) -> dict[str, bool]:
-    def special(entries: list[Any], index: int) -> str | None:
-        name = entries[index].get("SpecialToken", {}).get("id") if entries else None
+def _template_processing(
+    path: Path, step: Mapping[str, Any], config: Mapping[str, Any]
+) -> dict[str, bool]:
+    def special(entries: list[dict[str, Any]], index: int) -> str | None:
+        token = entries[index].get("SpecialToken") if entries else None
+        name = token.get("id") if isinstance(token, dict) else None
         return name if isinstance(name, str) else None
 
     def text(kind: str) -> str | None:
         token = config.get(f"{kind}_token")
         return token.get("content") if isinstance(token, dict) else token
 
-    single, pair = step.get("single") or [], step.get("pair") or []
+    single = _objects(path, "post_processor.single", step.get("single"))
+    pair = _objects(path, "post_processor.pair", step.get("pair"))
     found: dict[str, bool] = {}
     first, last = special(single, 0), special(single, -1)
     if len(single) > 1 and first:
@@ -215,5 +271,6 @@ def _template_processing(step: Mapping[str, Any], config: Mapping[str, Any]) -> 
         found["eos"] = last == text("eos")
     inner = pair[1 if first else 0 : -1 if last else None]
     if len(inner) > 2 and "Sequence" in inner[0] and "Sequence" in inner[-1]:
-        found["sep"] = special(inner, 1) in (text("sep"), text("eos")) and not last
+        between = special(inner, 1)
+        found["sep"] = between is not None and between in (text("sep"), text("eos")) and not last
     return found

@@ -110,9 +110,18 @@ class Ggml:
         values = np.ascontiguousarray(block.float32())
         rows, columns = values.shape
         out = np.empty((rows, columns // kind.block * kind.block_bytes), dtype=np.uint8)
-        weights = None if importance is None else importance.values.ctypes.data
+        weights = None
+        if importance is not None:
+            weights = np.ascontiguousarray(importance.values, dtype=np.float32)
+            assert weights.shape == (columns,), (weights.shape, columns)  # ggml would read on
         written = library.ggml_quantize_chunk(
-            kind.number, values.ctypes.data, out.ctypes.data, 0, rows, columns, weights
+            kind.number,
+            values.ctypes.data,
+            out.ctypes.data,
+            0,
+            rows,
+            columns,
+            None if weights is None else weights.ctypes.data,
         )
         assert written == out.nbytes, (written, out.nbytes)
         if not library.ggml_validate_row_data(kind.number, out.ctypes.data, out.nbytes):

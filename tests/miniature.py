@@ -94,17 +94,17 @@ def config(shape: Shape, *, tied: bool, dtype: str = "BF16", scaled: bool = True
         "rope_theta": 500000.0,
         "rope_scaling": scaling if scaled else None,
         "tie_word_embeddings": tied,
-        "bos_token_id": 256,
-        "eos_token_id": 259,
+        "bos_token_id": 257,
+        "eos_token_id": 260,
     }
 
 
 def write_tokenizer(folder: Path) -> None:
-    """256 byte tokens, no merges but one, the special tokens and the Hermes tags."""
+    """256 byte tokens, one merge, from 257 the special tokens, from 261 the tags, then holes."""
     alphabet = sorted(pre_tokenizers.ByteLevel.alphabet())
     vocab = {token: i for i, token in enumerate(alphabet)}
     (split, _), *_ = PRE_TOKENIZERS
-    model = models.BPE(vocab | {"th": 266}, [("t", "h")], ignore_merges=True)
+    model = models.BPE(vocab | {"th": 256}, [("t", "h")], ignore_merges=True)
     tokenizer = Tokenizer(model)
     tokenizer.pre_tokenizer = pre_tokenizers.Sequence(
         [
@@ -128,10 +128,16 @@ def write_tokenizer(folder: Path) -> None:
         "eos_token": "<|im_end|>",
         "chat_template": [
             {"name": "default", "template": TEMPLATE},
-            {"name": "tool_use", "template": TEMPLATE.replace("{{ m.content }}", "T{{ m.content }}")},
+            {"name": "tool_use", "template": TEMPLATE.replace("{{ m.content", "T{{ m.content")},
         ],
     }
     (folder / "tokenizer_config.json").write_text(json.dumps(settings))
+
+
+def change_json(path: Path, **values: object) -> None:
+    """Set keys of a JSON object on disk; None removes one."""
+    content = {**json.loads(path.read_text()), **values}
+    path.write_text(json.dumps({k: v for k, v in content.items() if v is not None}))
 
 
 def write_checkpoint(
@@ -150,7 +156,7 @@ def write_checkpoint(
     (folder / "config.json").write_text(
         json.dumps(config(shape, tied=tied, dtype=dtype, scaled=scaled))
     )
-    (folder / "generation_config.json").write_text(json.dumps({"eos_token_id": 259, "top_p": 0.9}))
+    (folder / "generation_config.json").write_text(json.dumps({"eos_token_id": 260, "top_p": 0.9}))
     write_tokenizer(folder)
     tensors = {n: t.to(DTYPES[dtype]) for n, t in weights(shape, tied=tied).items()}
     tensors |= edit or {}

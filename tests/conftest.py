@@ -1,0 +1,27 @@
+"""What all tests share: our own warnings are errors, one torch thread, no network."""
+
+from __future__ import annotations
+
+import os
+
+os.environ["HF_HUB_OFFLINE"] = "1"  # read when huggingface_hub is imported
+
+from pathlib import Path
+
+import pytest
+import torch
+
+from tests.miniature import write_checkpoint
+
+OURS = r"(convert|quantize|verify|hermes_quant)(\..*)?$"
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    config.addinivalue_line("filterwarnings", f"error:::{OURS}")
+    torch.set_num_threads(1)
+
+
+@pytest.fixture(scope="session")
+def miniature(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A bf16 checkpoint of two shards, read by many tests and changed by none."""
+    return write_checkpoint(tmp_path_factory.mktemp("source") / "miniature", shards=2)

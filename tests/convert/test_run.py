@@ -1,0 +1,318 @@
+"""One read, many writes: the bytes depend on nothing but the source and the plan."""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import threading
+from collections import Counter
+from collections.abc import Callable
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from safetensors.torch import load_file
+
+from convert.cast import Cast
+from convert.checkpoint import Checkpoint
+from convert.errors import CheckpointError
+from convert.model import open_model, plan_float
+from convert.output_tensor import Encoded, HeadInterleave, Importance, OutputTensor, Part, Source
+from convert.plan import PlacedTensor, Plan, PlannedArtifact, PlannedFile, plan_run
+from convert.run import block_values, run, working_memory_bytes
+from convert.tensor import Block
+from quantize.job import PLANNERS
+from quantize.job import quantize as quantize_job
+from tests.miniature import write_checkpoint
+
+TARGETS = list(PLANNERS)
+Q, K, V = (f"model.layers.0.self_attn.{p}_proj.weight" for p in "qkv")
+
+
+def make(plan: Plan, checkpoint: Checkpoint, out: Path, **how: Any) -> None:
+    run(plan, checkpoint, out, source={}, recipe={}, tool="test", **how)
+
+
+def hashes(out: Path) -> dict[str, str]:
+    files = sorted(path for path in out.rglob("*") if path.is_file())
+    return {
+        str(path.relative_to(out)): hashlib.sha256(path.read_bytes()).hexdigest() for path in files
+    }
+
+
+def one_file(*tensors: OutputTensor, name: str = "x") -> PlannedArtifact:
+    """An artifact of bare tensors: parts one after the other, no header."""
+    placed, end = [], 0
+    for tensor in tensors:
+        sizes = [part.size_bytes(tensor.rows) for part in tensor.parts]
+        starts = [end + sum(sizes[:i]) for i in range(len(sizes))]
+        placed.append(PlacedTensor(tensor, tuple(starts)))
+        end += sum(sizes)
+    return PlannedArtifact(name, "TEST", (PlannedFile(name, b"", end, tuple(placed)),))
+
+
+def test_bytes_do_not_depend_on_threads_or_block_size(tmp_path: Path, miniature: Path) -> None:
+    with open_model(str(miniature), "m") as opened:
+        plan = plan_run([PLANNERS[target](opened, target) for target in TARGETS])
+        ways = [(1, 1 << 30), (2, 1 << 20), (3, 1 << 16), (2, 1)]
+        for i, (threads, budget) in enumerate(ways):
+            out = tmp_path / str(i)
+            make(plan, opened.checkpoint, out, threads=threads, budget_bytes=budget)
+            assert hashes(out) == hashes(tmp_path / "0")
+    assert len(hashes(tmp_path / "0")) == 2 * (len(TARGETS) - 1) + 7
+
+
+def test_all_at_once_is_the_same_as_one_at_a_time(tmp_path: Path, miniature: Path) -> None:
+    quantize_job(str(miniature), tmp_path / "all", TARGETS, name="m")
+    for target in TARGETS:
+        quantize_job(str(miniature), tmp_path / "each", [target], name="m")
+    together, alone = hashes(tmp_path / "all"), hashes(tmp_path / "each")
+    assert together.keys() == alone.keys()
+    differ = {name for name in alone if together[name] != alone[name]}
+    assert all(name.endswith("hermes-quant.json") for name in differ)  # they name the recipe
+
+
+def test_blocks_stay_under_the_budget() -> None:
+    for budget, threads in ((1 << 30, 2), (1 << 20, 3), (1 << 40, 64)):
+        assert working_memory_bytes(budget, threads) <= budget
+        assert block_values(budget, threads) > 0
+
+
+@dataclass(frozen=True)
+class Spy:
+    """Stores float32 and notes which blocks it was given."""
+
+    name: str
+    seen: Counter = field(default_factory=Counter, compare=False)
+    limit: list[int] = field(default_factory=list, compare=False)
+    numerics: str = "test"
+    block_rows: int = 1
+    needs_reduce: bool = False
+
+    def parts(self, shape: tuple[int, ...], dtype: str) -> tuple[Part, ...]:
+        return (Part("", "F32", shape, 1, 4 * int(np.prod(shape[1:]))),)
+
+    def reduce(self, state: Any, block: Block) -> Any:
+        raise AssertionError
+
+    def encode(self, block: Block, state: Any, importance: Importance | None) -> Encoded:
+        self.seen[block.name, block.first_row] += 1
+        self.limit.append(block.raw.size)
+        return Encoded((block.float32(),), 1)
+
+    def decode(self, stored: Any, shape: tuple[int, ...]) -> Any:
+        raise AssertionError
+
+
+def tensor(checkpoint: Checkpoint, name: str, scheme: Any, **more: Any) -> OutputTensor:
+    info = checkpoint.tensors[name]
+    source = (Source(info, 0, info.rows),)
+    return OutputTensor(name, info.shape, info.dtype, scheme, source, **more)
+
+
+def test_what_several_files_share_is_encoded_once(tmp_path: Path, miniature: Path) -> None:
+    with Checkpoint.open(miniature) as checkpoint:
+        spy, other = Spy("a"), Spy("b")
+        first = one_file(tensor(checkpoint, Q, spy), tensor(checkpoint, V, spy), name="one")
+        renamed = replace(tensor(checkpoint, Q, spy), name="blk.0.attn_q.weight")
+        second = one_file(tensor(checkpoint, K, other), renamed, name="two")
+        plan = plan_run([first, second])
+        make(plan, checkpoint, tmp_path, threads=2, budget_bytes=2 * 40 * 256 * 10)
+        assert max(spy.seen.values()) == 1
+        assert {name for name, _ in spy.seen} == {Q, V}
+        assert sum(spy.limit) == (256 + 128) * 256
+        assert max(spy.limit) == 10 * 256, "blocks are as large as the budget says"
+        q = checkpoint.read_rows(checkpoint.tensors[Q], 0, 256).float32().tobytes()
+        assert plan.read_bytes == 2 * (256 + 128 + 128) * 256
+    assert (tmp_path / "one").read_bytes()[: len(q)] == q
+    assert (tmp_path / "two").read_bytes()[-len(q) :] == q
+
+
+def test_another_order_or_importance_is_another_encoding(miniature: Path) -> None:
+    with Checkpoint.open(miniature) as checkpoint:
+        plain = tensor(checkpoint, Q, Spy("a"))
+        others = (
+            replace(plain, row_order=HeadInterleave(32)),
+            replace(plain, importance=Importance("x", np.ones(256, dtype=np.float32))),
+            replace(plain, scheme=Spy("b")),
+            replace(plain, group="g"),
+        )
+        assert len(plan_run([one_file(plain, *others)]).encodings) == 5
+        again = replace(plain, importance=Importance("x", np.ones(256, dtype=np.float32)))
+        assert len(plan_run([one_file(plain, others[1], again)]).encodings) == 2
+
+
+@dataclass(frozen=True)
+class Centred:
+    """Values minus the mean of the whole group, in float64: needs every block of it first."""
+
+    name: str = "CENTRED"
+    numerics: str = "test"
+    block_rows: int = 4
+    needs_reduce: bool = True
+    reduced: list[tuple[str, int, int]] = field(default_factory=list, compare=False)
+    encoded: threading.Event = field(default_factory=threading.Event, compare=False)
+
+    def parts(self, shape: tuple[int, ...], dtype: str) -> tuple[Part, ...]:
+        columns = shape[1]
+        return (Part("", "F64", shape, 1, 8 * columns), Part("_mean", "F64", (shape[0],), 1, 8))
+
+    def reduce(self, state: Any, block: Block) -> Any:
+        assert not self.encoded.is_set(), "a group is reduced before anything is encoded"
+        self.reduced.append((block.name, block.first_row, len(block.raw)))
+        total, count = state or (0.0, 0)
+        return total + float(block.float32().astype(np.float64).sum()), count + block.raw.size
+
+    def encode(self, block: Block, state: Any, importance: Importance | None) -> Encoded:
+        self.encoded.set()
+        mean = state[0] / state[1]
+        return Encoded((block.float32().astype(np.float64) - mean, np.full(len(block.raw), mean)))
+
+    def decode(self, stored: Any, shape: tuple[int, ...]) -> Any:
+        raise AssertionError
+
+
+@pytest.mark.parametrize("budget", [1 << 30, 3 * 40 * 256 * 12])
+def test_a_group_is_reduced_over_every_block_before_it_is_encoded(
+    tmp_path: Path, miniature: Path, budget: int
+) -> None:
+    with Checkpoint.open(miniature) as checkpoint:
+        scheme = Centred()
+        together = [tensor(checkpoint, n, scheme, group="qkv") for n in (Q, K, V)]
+        alone = tensor(checkpoint, "model.layers.1.self_attn.q_proj.weight", scheme)
+        plan = plan_run([one_file(*together, alone), one_file(*together[:1], name="y")])
+        assert plan.read_bytes == 2 * 2 * (2 * 256 + 128 + 128) * 256, "everything is read twice"
+        make(plan, checkpoint, tmp_path, threads=3, budget_bytes=budget)
+        stored = np.frombuffer((tmp_path / "x").read_bytes(), dtype=np.float64)
+        groups = [[t.name for t in together], [alone.name]]
+        at = 0
+        for names in groups:
+            values = [torch.from_numpy(rows(checkpoint, name)).double() for name in names]
+            mean = torch.cat(values).mean().item()
+            for value in values:
+                count = value.numel()
+                found, means = stored[at : at + count], stored[at + count : at + count + len(value)]
+                np.testing.assert_allclose(found, (value - mean).reshape(-1), atol=1e-12)
+                np.testing.assert_allclose(means, mean)
+                at += count + len(value)
+        assert at == len(stored)
+        assert (tmp_path / "y").read_bytes() == stored[: 256 * 257].tobytes()
+    covered = Counter(
+        (name, row) for name, first, count in scheme.reduced for row in range(first, first + count)
+    )
+    assert set(covered.values()) == {1}, "each row once, though two files want it"
+    assert len(covered) == 2 * 256 + 128 + 128
+
+
+def rows(checkpoint: Checkpoint, name: str) -> np.ndarray:
+    info = checkpoint.tensors[name]
+    return checkpoint.read_rows(info, 0, info.rows).float32()
+
+
+def test_a_reduction_sees_the_rows_of_its_sources_and_no_others(
+    tmp_path: Path, miniature: Path
+) -> None:
+    with Checkpoint.open(miniature) as checkpoint:
+        info = checkpoint.tensors[Q]
+        scheme = Centred()
+        part = OutputTensor("p", (20, 256), "BF16", scheme, (Source(info, 8, 28),))
+        plan = plan_run([one_file(part)])
+        assert plan.read_bytes == 2 * 256 * (256 + 20)
+        make(plan, checkpoint, tmp_path, threads=1)
+        values = rows(checkpoint, Q)[8:28].astype(np.float64)
+        stored = np.frombuffer((tmp_path / "x").read_bytes(), dtype=np.float64)
+        np.testing.assert_allclose(stored[: 20 * 256], (values - values.mean()).reshape(-1))
+    assert sorted(scheme.reduced) == [(Q, 8, 20)]
+
+
+def test_stacked_sources_and_slices(tmp_path: Path, miniature: Path) -> None:
+    with Checkpoint.open(miniature) as checkpoint:
+        q, v = checkpoint.tensors[Q], checkpoint.tensors[V]
+        sources = (Source(q, 32, 96), Source(v, 0, 128), Source(q, 0, 32))
+        stacked = OutputTensor("s", (224, 256), "BF16", Cast("BF16"), sources)
+        plan = plan_run([one_file(stacked)])
+        for threads, budget in ((1, 1 << 30), (3, 3 * 40 * 256 * 7)):
+            out = tmp_path / str(threads)
+            make(plan, checkpoint, out, threads=threads, budget_bytes=budget)
+            expected = checkpoint.read_rows(q, 32, 96).raw.tobytes()
+            expected += checkpoint.read_rows(v, 0, 128).raw.tobytes()
+            expected += checkpoint.read_rows(q, 0, 32).raw.tobytes()
+            assert (out / "x").read_bytes() == expected
+
+
+def cut(shard: Path) -> None:
+    os.truncate(shard, shard.stat().st_size - 100_000)
+
+
+def touch(shard: Path) -> None:
+    os.utime(shard, ns=(1, 1))
+
+
+def swap(shard: Path) -> None:
+    copy = shard.with_suffix(".copy")
+    copy.write_bytes(shard.read_bytes())
+    copy.replace(shard)
+
+
+@pytest.mark.parametrize(
+    ("change", "found"),
+    [(cut, r"cut while it was read|changed"), (touch, "changed"), (swap, "changed")],
+)
+def test_a_source_that_changes_while_it_is_read_stops_the_run(
+    tmp_path: Path, change: Callable[[Path], None], found: str
+) -> None:
+    source = write_checkpoint(tmp_path / "s", shards=2)
+    shard = source / "model-00002-of-00002.safetensors"
+    changed = threading.Event()
+
+    def on_progress(done: int, total: int, name: str) -> None:
+        if not changed.is_set():
+            changed.set()
+            change(shard)
+
+    with pytest.raises(CheckpointError, match=f"model-00002-of-00002.safetensors: .*({found})"):
+        quantize_job(str(source), tmp_path / "out", ["BF16"], on_progress=on_progress)
+    assert list((tmp_path / "out").iterdir()) == []
+
+
+def test_progress_counts_every_byte_read(tmp_path: Path, miniature: Path) -> None:
+    calls: list[tuple[int, int, str]] = []
+    job = quantize_job(
+        str(miniature), tmp_path, TARGETS, on_progress=lambda *call: calls.append(call)
+    )
+    done = [call[0] for call in calls]
+    assert done == sorted(done)
+    assert done[-1] == job.plan.read_bytes == calls[0][1]
+    shards = [load_file(path) for path in miniature.glob("*.safetensors")]
+    assert {name for *_, name in calls} == {name for shard in shards for name in shard}
+    size = sum(t.nbytes for shard in shards for t in shard.values())
+    assert job.plan.read_bytes == size, "one read, however many outputs"
+
+
+def test_the_first_error_of_any_thread_stops_the_run(tmp_path: Path, miniature: Path) -> None:
+    @dataclass(frozen=True)
+    class Broken(Spy):
+        def encode(self, block: Block, state: Any, importance: Importance | None) -> Encoded:
+            if block.first_row > 100:
+                raise ZeroDivisionError
+            return super().encode(block, state, importance)
+
+    with Checkpoint.open(miniature) as checkpoint:
+        plan = plan_run([one_file(tensor(checkpoint, Q, Broken("b")))])
+        with pytest.raises(ZeroDivisionError):
+            make(plan, checkpoint, tmp_path / "out", threads=3, budget_bytes=3 * 40 * 256)
+    assert list((tmp_path / "out").iterdir()) == []
+
+
+def test_changed_values_are_counted_in_every_file_they_go_to(
+    tmp_path: Path, miniature: Path
+) -> None:
+    with open_model(str(miniature), "m") as opened:
+        plan = plan_run([plan_float(opened, "F16"), plan_float(opened, "F32")])
+        results = run(plan, opened.checkpoint, tmp_path, source={}, recipe={}, tool="t", threads=2)
+        lost, none = (result.artifact.values_changed for result in results)
+    assert lost > 0
+    assert none == 0

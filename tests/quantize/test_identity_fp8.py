@@ -1,0 +1,153 @@
+"""Every file of the FP8 folder equals what llm-compressor's model_free_ptq writes on the CPU."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from safetensors import safe_open
+
+from quantize.fp8 import decode_e4m3, encode_e4m3
+from quantize.job import quantize
+from tests.miniature import DTYPES, Shape, change_json, weights, write_checkpoint
+from tests.peers import model_free_ptq
+
+NANO = Path(__file__).parents[2] / "examples" / "hermes-nano"
+ROW = "model.layers.0.mlp.gate_proj.weight"
+
+
+def assert_identical(source: Path, tmp_path: Path) -> Path:
+    """Quantize both ways and compare every file; our folder."""
+    quantize(str(source), tmp_path / "out", ["FP8_DYNAMIC"], name="m")
+    ours, theirs = tmp_path / "out" / "m-FP8_DYNAMIC", model_free_ptq(source, tmp_path / "theirs")
+    names = {str(path.relative_to(theirs)) for path in theirs.rglob("*") if path.is_file()}
+    found = {str(path.relative_to(ours)) for path in ours.rglob("*") if path.is_file()}
+    assert found == names | {"hermes-quant.json"}
+    for name in names:
+        assert (ours / name).read_bytes() == (theirs / name).read_bytes(), name
+    return ours
+
+
+@pytest.mark.parametrize("dtype", ["BF16", "F16", "F32"])
+@pytest.mark.parametrize(("tied", "shards"), [(False, 1), (True, 3)])
+def test_source_dtypes_tied_and_sharded(
+    tmp_path: Path, dtype: str, tied: bool, shards: int
+) -> None:
+    source = write_checkpoint(tmp_path / "source", dtype=dtype, tied=tied, shards=shards)
+    (source / "README.md").write_text("---\nlicense: llama3\n---\nCard, gr\u00fcn.\n")
+    (source / "additional_chat_templates").mkdir()
+    (source / "additional_chat_templates" / "rag.jinja").write_text("{{ messages }}")
+    change_json(source / "config.json", note="\u00e9\u2028 <tag>")  # how JSON is escaped shows
+    assert_identical(source, tmp_path)
+
+
+def awkward_rows(dtype: str, columns: int) -> torch.Tensor:
+    """Rows that trip a careless scale or rounding."""
+    info = torch.finfo(DTYPES[dtype])
+    generator = torch.Generator().manual_seed(3)
+    rows = torch.randn(16, columns, generator=generator, dtype=torch.float64) * 0.02
+    rows[0] = 0.0
+    rows[1] = -0.0
+    rows[2] = info.tiny * info.eps  # the smallest subnormal
+    rows[3] = torch.linspace(-1, 1, columns, dtype=torch.float64) * info.tiny  # all subnormal
+    rows[4] = info.tiny * 448  # the scale is the smallest normal number
+    rows[5, 7] = info.max  # one huge outlier
+    rows[6] = info.max
+    rows[7, 0] = -3e4
+    rows[8] = torch.arange(columns, dtype=torch.float64) / 8  # many ties
+    rows[9] = 448.0
+    rows[10] = 449.0
+    rows[11] = info.tiny * info.eps * 224  # absmax / 448 lies in the middle of two values
+    rows[12] = 0.0
+    rows[12, -1] = info.tiny * info.eps
+    return rows.to(DTYPES[dtype])
+
+
+@pytest.mark.parametrize("dtype", ["BF16", "F16", "F32"])
+def test_awkward_rows(tmp_path: Path, dtype: str) -> None:
+    shape = Shape(layers=1)
+    weight = weights(shape, tied=False)[ROW].to(DTYPES[dtype])
+    weight[:16] = awkward_rows(dtype, shape.hidden)
+    source = write_checkpoint(tmp_path / "source", shape=shape, dtype=dtype, edit={ROW: weight})
+    ours = assert_identical(source, tmp_path)
+    with safe_open(ours / "model.safetensors", "pt") as file:
+        codes, scales = file.get_tensor(ROW), file.get_tensor(ROW + "_scale")
+    assert codes.dtype == torch.float8_e4m3fn
+    assert scales.shape == (shape.intermediate, 1)
+    assert scales.dtype == DTYPES[dtype]
+    assert torch.isfinite(codes.float()).all()
+    assert (scales > 0).all()
+
+
+def test_mixed_16_bit_dtypes_keep_the_library_s_order(tmp_path: Path) -> None:
+    norm = torch.ones(256, dtype=torch.float16)
+    edit = {"model.norm.weight": norm, "model.layers.0.input_layernorm.weight": norm.float()}
+    assert_identical(write_checkpoint(tmp_path / "source", edit=edit), tmp_path)
+
+
+def test_embedding_and_head_are_left_alone(tmp_path: Path, miniature: Path) -> None:
+    quantize(str(miniature), tmp_path, ["FP8_DYNAMIC"], name="m")
+    ours = tmp_path / "m-FP8_DYNAMIC"
+    index = json.loads((ours / "model.safetensors.index.json").read_text())["weight_map"]
+    stored = {}
+    for shard in sorted(set(index.values())):
+        with safe_open(ours / shard, "pt") as file:
+            stored |= {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
+    assert stored.keys() == index.keys()
+    for name in ("model.embed_tokens.weight", "lm_head.weight", "model.norm.weight"):
+        assert torch.equal(stored[name], weights(Shape(), tied=False)[name].bfloat16())
+        assert f"{name}_scale" not in stored
+    eighth = [name for name, tensor in stored.items() if tensor.element_size() == 1]
+    assert len(eighth) == 2 * 7
+    config = json.loads((ours / "config.json").read_text())
+    assert config["quantization_config"]["ignore"] == ["lm_head", "model.embed_tokens"]
+
+
+@pytest.mark.skipif(
+    not (NANO / "model.safetensors").is_file(), reason="hermes-nano has no weights here"
+)
+def test_hermes_nano(tmp_path: Path) -> None:
+    source = tmp_path / "source"
+    source.mkdir()
+    for path in NANO.iterdir():  # its training code and prompts are not part of the model
+        if path.is_file() and path.suffix != ".py" and not path.name.startswith("."):
+            shutil.copyfile(path, source / path.name)
+    assert_identical(source, tmp_path)
+
+
+def torch_codes(values: np.ndarray) -> np.ndarray:
+    clamped = torch.from_numpy(values.copy()).clamp(-448, 448)
+    return clamped.to(torch.float8_e4m3fn).view(torch.uint8).numpy()
+
+
+@pytest.mark.parametrize("dtype", ["BF16", "F16"])
+def test_e4m3_codes_of_all_16_bit_patterns(dtype: str) -> None:
+    bits = torch.arange(1 << 16, dtype=torch.int32).to(torch.int16)
+    values = bits.view(DTYPES[dtype]).float().numpy()
+    values = values[np.isfinite(values)]
+    np.testing.assert_array_equal(encode_e4m3(values), torch_codes(values))
+
+
+@settings(max_examples=20, deadline=None)
+@given(st.integers(0, 2**32 - 1))
+def test_e4m3_codes_of_random_32_bit_patterns(seed: int) -> None:
+    bits = np.random.default_rng(seed).integers(0, 1 << 32, 20_000, dtype=np.uint32)
+    bits[::2] = bits[::2] % np.uint32(0x0E000000) + np.uint32(0x38000000)  # where codes are dense
+    bits[::4] |= np.uint32(1 << 31)
+    values = bits.view(np.float32)
+    values = values[np.isfinite(values)]
+    np.testing.assert_array_equal(encode_e4m3(values), torch_codes(values))
+
+
+def test_e4m3_values_of_all_codes() -> None:
+    codes = np.arange(256, dtype=np.uint8)
+    expected = torch.from_numpy(codes).view(torch.float8_e4m3fn).float().numpy()
+    np.testing.assert_array_equal(decode_e4m3(codes), expected)
+    finite = np.isfinite(expected)
+    np.testing.assert_array_equal(encode_e4m3(expected[finite]), codes[finite])

@@ -1,0 +1,195 @@
+"""Engines against each other and against transformers' own generation; FP8 really in 8 bits."""
+
+from __future__ import annotations
+
+import json
+import random
+import shutil
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from safetensors.torch import load_file
+
+from convert.errors import CheckpointError, UnsupportedError
+from verify.artifact import open_artifact
+from verify.engines import by_length
+from verify.engines.llama_cpp import LlamaCppEngine, LlamaVocabulary
+from verify.engines.scripted import ScriptedEngine
+from verify.engines.transformers import TransformersEngine, round_per_token
+from verify.verify import open_engine
+
+STOP = frozenset({260})
+NO_STOP: frozenset[int] = frozenset()
+
+
+def prompts(count: int, longest: int = 40) -> list[list[int]]:
+    rng = random.Random(5)
+    return [
+        [257, *(rng.randrange(256) for _ in range(rng.randint(1, longest)))] for _ in range(count)
+    ]
+
+
+def transformers_model(folder: Path) -> Any:
+    transformers = pytest.importorskip("transformers")
+    return transformers.AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32).eval()
+
+
+def test_batches_hold_every_prompt_once_and_longest_first() -> None:
+    made = [[0] * n for n in (3, 9, 1, 9, 5)]
+    assert by_length(made, 2) == [[1, 3], [4, 0], [2]]
+    assert by_length([], 2) == []
+
+
+def test_a_scripted_engine_stops_as_a_real_one_does() -> None:
+    seen: list[tuple[int, int]] = []
+    engine = ScriptedEngine(lambda prompt: [*prompt, 260, 7])
+    replies = engine.generate(
+        [[1], [2, 3]], max_new_tokens=2, stop_ids=STOP, on_progress=lambda *n: seen.append(n)
+    )
+    assert replies == [[1, 260], [2, 3]]
+    assert engine.prompts_seen == [[1], [2, 3]]
+    assert seen == [(1, 2), (2, 2)]
+
+
+def test_batched_replies_are_transformers_own(reference_folder: Path) -> None:
+    made = prompts(7)
+    engine = TransformersEngine(reference_folder, batch=3)
+    replies = engine.generate(made, max_new_tokens=8, stop_ids=NO_STOP)
+    model = transformers_model(reference_folder)
+    for prompt, reply in zip(made, replies, strict=True):
+        out = model.generate(
+            torch.tensor([prompt]), max_new_tokens=8, do_sample=False, top_p=None, eos_token_id=None
+        )
+        assert out[0, len(prompt) :].tolist() == reply
+    again = engine.generate(made, max_new_tokens=8, stop_ids=NO_STOP)
+    assert again == replies
+
+
+def test_a_row_that_stops_leaves_the_others_as_they_were(reference_folder: Path) -> None:
+    made = prompts(5)
+    engine = TransformersEngine(reference_folder, batch=5)
+    free = engine.generate(made, max_new_tokens=8, stop_ids=NO_STOP)
+    stops = frozenset({free[0][1], free[3][4]})
+    stopped = engine.generate(made, max_new_tokens=8, stop_ids=stops)
+    for whole, cut in zip(free, stopped, strict=True):
+        end = next((i for i, token in enumerate(whole) if token in stops), len(whole))
+        assert cut == whole[: end + 1]
+
+
+def test_llama_cpp_answers_as_transformers_does(
+    reference_folder: Path, artifacts: dict[str, Path]
+) -> None:
+    made = prompts(9, longest=60)
+    ours = TransformersEngine(reference_folder).generate(made, max_new_tokens=4, stop_ids=NO_STOP)
+    for batch in (1, 4):
+        engine = LlamaCppEngine(artifacts["F32"], batch=batch, kv_type="float32", threads=1)
+        theirs = engine.generate(made, max_new_tokens=4, stop_ids=NO_STOP)
+        engine.close()
+        firsts = sum(a[0] == b[0] for a, b in zip(ours, theirs, strict=True))
+        assert firsts == len(made)
+        assert sum(a == b for a, b in zip(ours, theirs, strict=True)) >= len(made) - 1
+
+
+def test_llama_cpp_forgets_the_prompt_before(artifacts: dict[str, Path]) -> None:
+    made = prompts(3)
+    engine = LlamaCppEngine(artifacts["Q8_0"], batch=1, threads=1)
+    seen: list[tuple[int, int]] = []
+    together = engine.generate(
+        made, max_new_tokens=5, stop_ids=NO_STOP, on_progress=lambda *n: seen.append(n)
+    )
+    alone = [engine.generate([p], max_new_tokens=5, stop_ids=NO_STOP)[0] for p in made]
+    assert together == alone
+    assert seen == [(1, 3), (2, 3), (3, 3)]
+    assert engine.generate([], max_new_tokens=5, stop_ids=NO_STOP) == []
+    stop = together[0][1]
+    stopped = engine.generate(made, max_new_tokens=5, stop_ids=frozenset({stop}))
+    assert stopped[0] == together[0][: together[0].index(stop) + 1]
+    engine.close()
+
+
+def test_llama_cpp_reads_prompts_longer_than_its_batch(artifacts: dict[str, Path]) -> None:
+    prompt = [257, *(i * 7 % 256 for i in range(700))]
+    engine = LlamaCppEngine(artifacts["F32"], kv_type="float32", threads=1)
+    (long,) = engine.generate([prompt], max_new_tokens=1, stop_ids=NO_STOP)
+    engine.close()
+    assert len(long) == 1
+
+
+def test_what_llama_cpp_cannot_do_is_said(artifacts: dict[str, Path], tmp_path: Path) -> None:
+    cut = tmp_path / "cut.gguf"
+    cut.write_bytes(artifacts["Q8_0"].read_bytes()[:-4096])
+    with pytest.raises(CheckpointError, match=r"cut\.gguf: llama\.cpp cannot load it: .+"):
+        LlamaCppEngine(cut)
+    with pytest.raises(CheckpointError, match="cannot load"):
+        LlamaVocabulary(tmp_path / "absent.gguf")
+    with pytest.raises(UnsupportedError, match="'q4_0'; known are"):
+        LlamaCppEngine(artifacts["Q8_0"], kv_type="q4_0")
+    engine = LlamaCppEngine(artifacts["Q8_0"], threads=1)
+    with pytest.raises(CheckpointError, match="vocabulary of 320"):
+        engine.generate([[320]], max_new_tokens=1, stop_ids=NO_STOP)
+    engine.close()
+
+
+def test_a_missing_weight_is_an_error_and_not_random_numbers(
+    reference_folder: Path, tmp_path: Path
+) -> None:
+    from safetensors.torch import save_file
+
+    folder = Path(shutil.copytree(reference_folder, tmp_path / "lost"))
+    tensors = load_file(folder / "model.safetensors")
+    del tensors["model.layers.1.mlp.up_proj.weight"]
+    save_file(tensors, folder / "model.safetensors")
+    with pytest.raises(CheckpointError, match=r"no weight for model\.layers\.1\.mlp\.up_proj"):
+        TransformersEngine(folder)
+
+
+def test_fp8_runs_with_activations_in_eight_bits(artifacts: dict[str, Path]) -> None:
+    """The engine's logits are those of a plain model whose linear layers round their input."""
+    folder = artifacts["FP8_DYNAMIC"]
+    engine = open_engine(open_artifact(folder))
+    assert engine.info.activations == "float8_e4m3, one scale a token"
+    plain = _dequantized(folder)
+    ids = torch.tensor(prompts(4, longest=1))
+    with torch.inference_mode():
+        got = engine._model(ids).logits
+        w8a16 = plain(ids).logits
+        for name, module in plain.named_modules():
+            if isinstance(module, torch.nn.Linear) and name != "lm_head":
+                module.register_forward_pre_hook(lambda _, x: (round_per_token(x[0]),))
+        w8a8 = plain(ids).logits
+    noise = (w8a8 - w8a16).abs().max()
+    assert noise > 1e-3
+    assert (got - w8a8).abs().max() < 0.05 * noise
+    engine.close()
+
+
+def _dequantized(folder: Path) -> Any:
+    """The FP8 folder's weights times their scales, in a model that knows nothing of FP8."""
+    transformers = pytest.importorskip("transformers")
+    config = transformers.AutoConfig.from_pretrained(folder)
+    del config.quantization_config
+    model = transformers.LlamaForCausalLM(config).float().eval()
+    stored = load_file(folder / "model.safetensors")
+    weights = {
+        name: value.float() * stored[f"{name}_scale"].float()
+        if f"{name}_scale" in stored
+        else value
+        for name, value in stored.items()
+        if not name.endswith("_scale")
+    }
+    model.load_state_dict({name: value.float() for name, value in weights.items()})
+    return model
+
+
+def test_fp8_with_activations_left_alone_is_refused(
+    artifacts: dict[str, Path], tmp_path: Path
+) -> None:
+    folder = Path(shutil.copytree(artifacts["FP8_DYNAMIC"], tmp_path / "w8a16"))
+    config = json.loads((folder / "config.json").read_text())
+    for group in config["quantization_config"]["config_groups"].values():
+        group["input_activations"] = None
+    (folder / "config.json").write_text(json.dumps(config))
+    with pytest.raises(UnsupportedError, match="not computed with activations rounded to FP8"):
+        TransformersEngine(folder)

@@ -1,0 +1,148 @@
+"""Structure: every damage it is meant to catch is made, and caught by name."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from pathlib import Path
+from typing import Any
+
+import gguf
+import numpy as np
+import pytest
+import torch
+from safetensors.torch import load_file, save_file
+
+from tests.verify.conftest import evidence
+from tests.verify.damage import Edit, rewrite_gguf
+from verify.check import Outcome, State
+from verify.evidence import Reference
+from verify.structure import check_structure
+
+Q_PROJ = "model.layers.0.self_attn.q_proj.weight"
+Q = "blk.0.attn_q.weight"
+
+
+def found(outcome: Outcome) -> dict[str, str]:
+    assert outcome.verdict.state is State.FAIL
+    return {finding.subject: finding.message for finding in outcome.findings}
+
+
+@pytest.mark.parametrize("target", ["F32", "Q8_0", "FP8_DYNAMIC"])
+def test_undamaged_artifacts_pass(
+    reference: Reference, artifacts: dict[str, Path], target: str
+) -> None:
+    outcome = check_structure(evidence(reference, artifacts[target]))
+    assert outcome.verdict.state is State.PASS, outcome.findings
+    numbers = outcome.verdict.numbers
+    assert numbers["tensors_expected"] == numbers["tensors_right"]
+
+
+def drop(name: str) -> Edit:
+    return lambda values: values.pop(name)
+
+
+def put(name: str, value: Any) -> Edit:
+    return lambda values: values.__setitem__(name, value)
+
+
+NARROW = (np.zeros((128, 256), dtype=np.float32), gguf.GGMLQuantizationType.F32)
+
+
+@pytest.mark.parametrize(
+    ("tensors", "subject", "message"),
+    [
+        (drop(Q), Q, "missing"),
+        (drop("rope_freqs.weight"), "rope_freqs.weight", "missing"),
+        (drop("output.weight"), "output.weight", "missing"),
+        (put(Q, NARROW), Q, "shape [128, 256], expected [256, 256]"),
+        (put("blk.2.attn_q.weight", NARROW), "blk.2.attn_q.weight", "nothing in the source"),
+    ],
+)
+def test_a_tensor_that_is_not_as_in_the_source(
+    reference: Reference,
+    artifacts: dict[str, Path],
+    tmp_path: Path,
+    tensors: Edit,
+    subject: str,
+    message: str,
+) -> None:
+    path = rewrite_gguf(artifacts["F32"], tmp_path / "broken.gguf", tensors=tensors)
+    named = found(check_structure(evidence(reference, path)))
+    assert message in named[subject]
+    assert len(named) == 1
+
+
+@pytest.mark.parametrize(
+    ("key", "value"),
+    [
+        ("llama.rope.freq_base", 10000.0),
+        ("llama.block_count", 3),
+        ("llama.attention.head_count_kv", 8),
+        ("llama.context_length", 4096),
+    ],
+)
+def test_a_header_that_contradicts_the_config(
+    reference: Reference, artifacts: dict[str, Path], tmp_path: Path, key: str, value: Any
+) -> None:
+    path = rewrite_gguf(artifacts["F32"], tmp_path / "broken.gguf", fields=put(key, value))
+    assert list(found(check_structure(evidence(reference, path)))) == [key]
+
+
+def test_a_cut_file(reference: Reference, artifacts: dict[str, Path], tmp_path: Path) -> None:
+    path = tmp_path / "cut.gguf"
+    path.write_bytes(artifacts["Q8_0"].read_bytes()[:-1000])
+    assert "truncated" in found(check_structure(evidence(reference, path)))["cut.gguf"]
+
+
+def damaged_folder(source: Path, target: Path, **edits: torch.Tensor | None) -> Path:
+    folder = Path(shutil.copytree(source, target))
+    (folder / "model.safetensors.index.json").unlink(missing_ok=True)
+    tensors = load_file(folder / "model.safetensors")
+    for name, value in edits.items():
+        if value is None:
+            del tensors[name]
+        else:
+            tensors[name] = value
+    save_file(tensors, folder / "model.safetensors")
+    return folder
+
+
+@pytest.mark.parametrize(
+    ("edits", "subject", "message"),
+    [
+        ({Q_PROJ: None}, Q_PROJ, "missing"),
+        ({Q_PROJ + "_scale": None}, Q_PROJ + "_scale", "missing"),
+        ({"lm_head.weight": None}, "lm_head.weight", "missing"),
+        ({Q_PROJ + "_scale": torch.ones(1)}, Q_PROJ + "_scale", "shape [1], expected [256, 1]"),
+        ({"extra.weight": torch.ones(1)}, "extra.weight", "nothing in the source"),
+        ({"model.norm.weight": torch.ones(256)}, "model.norm.weight", "is F32, was BF16"),
+    ],
+)
+def test_a_folder_with_a_wrong_tensor(
+    reference: Reference,
+    artifacts: dict[str, Path],
+    tmp_path: Path,
+    edits: dict[str, torch.Tensor | None],
+    subject: str,
+    message: str,
+) -> None:
+    folder = damaged_folder(artifacts["FP8_DYNAMIC"], tmp_path / "broken", **edits)
+    assert message in found(check_structure(evidence(reference, folder)))[subject]
+
+
+def test_a_folder_whose_config_changed(
+    reference: Reference, artifacts: dict[str, Path], tmp_path: Path
+) -> None:
+    folder = Path(shutil.copytree(artifacts["FP8_DYNAMIC"], tmp_path / "broken"))
+    config = json.loads((folder / "config.json").read_text())
+    (folder / "config.json").write_text(json.dumps(config | {"rope_theta": 10000.0}))
+    assert list(found(check_structure(evidence(reference, folder)))) == ["config.json: rope_theta"]
+
+
+def test_a_folder_that_says_quantized_and_is_not(
+    reference: Reference, artifacts: dict[str, Path], tmp_path: Path
+) -> None:
+    folder = Path(shutil.copytree(reference.folder, tmp_path / "broken"))
+    shutil.copy(artifacts["FP8_DYNAMIC"] / "config.json", folder / "config.json")
+    assert "config.json says quantized" in str(found(check_structure(evidence(reference, folder))))

@@ -1,0 +1,146 @@
+"""Tokens and templates: edited vocabularies and templates are caught."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from convert.checkpoint import Checkpoint
+from convert.rendering import Tokenizer
+from quantize.job import quantize
+from tests.miniature import Shape, change_json, write_checkpoint
+from tests.verify.conftest import evidence
+from tests.verify.damage import Edit, rewrite_gguf
+from verify.check import State
+from verify.evidence import Reference
+from verify.templates import check_templates
+from verify.tokens import check_tokens, token_strings
+
+TAG = 263
+NANO = Path(__file__).parents[2] / "examples" / "hermes-nano"
+
+
+def swap(key: str, a: int, b: int) -> Edit:
+    def edit(values: dict[str, Any]) -> None:
+        values[key][a], values[key][b] = values[key][b], values[key][a]
+
+    return edit
+
+
+def put(key: str, value: Any) -> Edit:
+    return lambda values: values.__setitem__(key, value)
+
+
+def put_item(key: str, index: int, value: Any) -> Edit:
+    return lambda values: values[key].__setitem__(index, value)
+
+
+@pytest.mark.parametrize("target", ["F32", "Q8_0", "FP8_DYNAMIC"])
+def test_undamaged_artifacts_pass(
+    reference: Reference, artifacts: dict[str, Path], target: str
+) -> None:
+    for check in (check_tokens, check_templates):
+        outcome = check(evidence(reference, artifacts[target]))
+        assert outcome.verdict.state is State.PASS, outcome.findings
+
+
+def test_the_strings_hold_every_tag_in_every_company(reference: Reference) -> None:
+    tokenizer = Tokenizer.open(reference.folder)
+    strings = list(token_strings(tokenizer))
+    assert strings == list(token_strings(tokenizer))
+    for tag in ("<tool_call>", "</tool_call>", "<|im_end|>"):
+        for neighbour in ("\n", " ", '"', "{", "}"):
+            assert f"{neighbour}{tag}{neighbour}" in strings
+
+
+@pytest.mark.parametrize(
+    "fields",
+    [
+        swap("tokenizer.ggml.tokens", 40, 41),
+        swap("tokenizer.ggml.tokens", TAG, TAG + 1),
+        put_item("tokenizer.ggml.tokens", TAG, "<tool-call>"),
+        put_item("tokenizer.ggml.token_type", TAG, 1),
+        put("tokenizer.ggml.merges", ["t i"]),
+        put("tokenizer.ggml.bos_token_id", 258),
+        put("tokenizer.ggml.eos_token_id", 258),
+    ],
+)
+def test_an_edited_vocabulary(
+    reference: Reference, artifacts: dict[str, Path], tmp_path: Path, fields: Edit
+) -> None:
+    path = rewrite_gguf(artifacts["Q8_0"], tmp_path / "broken.gguf", fields=fields)
+    outcome = check_tokens(evidence(reference, path))
+    assert outcome.verdict.state is State.FAIL
+    assert outcome.findings
+    assert outcome.verdict.numbers["different"]
+
+
+def test_another_way_to_split_text(tmp_path: Path) -> None:
+    """With a vocabulary that has merges, a wrong pre-tokenizer shows in digits and contractions."""
+    stored = json.loads((NANO / "tokenizer.json").read_text())
+    size = len({*stored["model"]["vocab"], *(t["content"] for t in stored["added_tokens"])})
+    folder = write_checkpoint(tmp_path / "nano", shape=Shape(layers=1, vocab=size))
+    for name in ("tokenizer.json", "tokenizer_config.json", "special_tokens_map.json"):
+        shutil.copy(NANO / name, folder / name)
+    tokenizer = Tokenizer.open(folder)
+    change_json(
+        folder / "config.json", bos_token_id=tokenizer.bos_id, eos_token_id=tokenizer.eos_id
+    )
+    quantize(str(folder), tmp_path, ["Q8_0"], name="nano")
+    path = tmp_path / "nano-Q8_0.gguf"
+    with Checkpoint.open(folder) as checkpoint:
+        reference = Reference(checkpoint, tokenizer, (), ())
+        assert check_tokens(evidence(reference, path)).verdict.state is State.PASS
+        edited = rewrite_gguf(
+            path, tmp_path / "broken.gguf", fields=put("tokenizer.ggml.pre", "gpt-2")
+        )
+        outcome = check_tokens(evidence(reference, edited))
+        assert outcome.verdict.state is State.FAIL
+        assert "ids differ from place" in outcome.findings[0].message
+
+
+def test_a_gguf_that_cannot_be_read(
+    reference: Reference, artifacts: dict[str, Path], tmp_path: Path
+) -> None:
+    path = tmp_path / "cut.gguf"
+    path.write_bytes(artifacts["Q8_0"].read_bytes()[:5000])
+    for check in (check_tokens, check_templates):
+        assert check(evidence(reference, path)).verdict.state is State.FAIL
+
+
+@pytest.mark.parametrize(
+    "name", ["tokenizer.json", "tokenizer_config.json", "generation_config.json"]
+)
+def test_a_folder_with_other_side_files(
+    reference: Reference, artifacts: dict[str, Path], tmp_path: Path, name: str
+) -> None:
+    folder = Path(shutil.copytree(artifacts["FP8_DYNAMIC"], tmp_path / "broken"))
+    content = json.loads((folder / name).read_text())
+    (folder / name).write_text(json.dumps(content, indent=1))
+    outcome = check_tokens(evidence(reference, folder))
+    assert [(f.subject, f.message) for f in outcome.findings] == [
+        (name, "is not the source's, byte for byte")
+    ]
+    (folder / name).unlink()
+    (finding,) = check_tokens(evidence(reference, folder)).findings
+    assert finding.message == "missing; the source has it"
+
+
+@pytest.mark.parametrize(
+    ("fields", "message"),
+    [
+        (lambda values: values.pop("tokenizer.chat_template.tool_use"), "missing"),
+        (put("tokenizer.chat_template", "x"), "not the reference's"),
+    ],
+)
+def test_a_lost_or_edited_template(
+    reference: Reference, artifacts: dict[str, Path], tmp_path: Path, fields: Edit, message: str
+) -> None:
+    path = rewrite_gguf(artifacts["Q8_0"], tmp_path / "broken.gguf", fields=fields)
+    outcome = check_templates(evidence(reference, path))
+    assert outcome.verdict.state is State.FAIL
+    assert message in outcome.findings[0].message

@@ -1,0 +1,1 @@
+"""Evidence: reads references and artifacts, changes nothing, writes only reports."""

@@ -1,0 +1,101 @@
+"""What is to be verified: a GGUF file or a folder, told apart without reading a weight.
+
+In: a path. Out: an `Artifact`: its kind, which decides the engine and the checks, and its `type`,
+the word for how it is stored (`Q4_K`, `FP8_DYNAMIC`, `BF16`), which decides what may be asked of
+it. A GGUF stores many types; its word is the one that holds most values.
+
+A path that is neither is bad input. A file that claims to be a GGUF and is broken is an artifact:
+it gets the type "unknown" and fails its checks, and the others beside it are still verified.
+"""
+
+from __future__ import annotations
+
+import math
+from collections import Counter
+from collections.abc import Iterable
+from dataclasses import dataclass
+from enum import StrEnum
+from pathlib import Path
+from typing import Any
+
+from convert.checkpoint import Checkpoint
+from convert.errors import InputError, UnsupportedError
+from convert.gguf import read_gguf
+from convert.model_spec import read_json_object
+
+UNKNOWN = "unknown"
+COMPRESSED_TENSORS = "compressed-tensors"
+
+
+class Kind(StrEnum):
+    """What the artifact is as files."""
+
+    GGUF = "gguf"
+    COMPRESSED = "compressed-tensors"
+    CHECKPOINT = "checkpoint"
+
+
+@dataclass(frozen=True, slots=True)
+class Artifact:
+    """One artifact on disk; `name` is its file's or folder's own name."""
+
+    path: Path
+    kind: Kind
+    type: str
+    size_bytes: int
+
+    @property
+    def name(self) -> str:
+        """The last part of its path."""
+        return self.path.resolve().name
+
+
+def open_artifact(path: Path) -> Artifact:
+    """Say what lies at `path`. Raises InputError for what is no artifact at all."""
+    if path.is_file():
+        if path.suffix != ".gguf":
+            raise InputError(f"{path}: not a .gguf file; expected a GGUF or a model folder")
+        return Artifact(path, Kind.GGUF, _gguf_type(path), path.stat().st_size)
+    if not (path / "config.json").is_file():
+        what = "has no config.json" if path.is_dir() else "not found"
+        raise InputError(f"{path}: {what}; expected a GGUF file or a model folder")
+    size = sum(entry.stat().st_size for entry in path.glob("*.safetensors"))
+    stated = read_json_object(path / "config.json").get("quantization_config")
+    if stated is None:
+        return Artifact(path, Kind.CHECKPOINT, _checkpoint_type(path), size)
+    method = stated.get("quant_method") if isinstance(stated, dict) else None
+    if method != COMPRESSED_TENSORS:
+        raise UnsupportedError(
+            f"{path}: quantized by {method!r}; folders of compressed-tensors can be verified"
+        )
+    return Artifact(path, Kind.COMPRESSED, _scheme_name(stated), size)
+
+
+def _gguf_type(path: Path) -> str:
+    try:
+        tensors = read_gguf(path).tensors.values()
+    except InputError:
+        return UNKNOWN
+    return _most((t.ggml_type, t.shape) for t in tensors)
+
+
+def _checkpoint_type(path: Path) -> str:
+    try:
+        with Checkpoint.open(path) as checkpoint:
+            return _most((info.dtype, info.shape) for info in checkpoint.tensors.values())
+    except InputError:
+        return UNKNOWN
+
+
+def _most(stored: Iterable[tuple[str, tuple[int, ...]]]) -> str:
+    """The type that holds most values."""
+    counts: Counter[str] = Counter()
+    for name, shape in stored:
+        counts[name] += math.prod(shape)
+    return counts.most_common(1)[0][0] if counts else UNKNOWN
+
+
+def _scheme_name(config: dict[str, Any]) -> str:
+    groups = config.get("config_groups")
+    names = list(groups) if isinstance(groups, dict) else []
+    return names[0] if len(names) == 1 else COMPRESSED_TENSORS

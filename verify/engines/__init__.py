@@ -1,0 +1,79 @@
+"""What runs a model, as verify sees it: token ids in, token ids out, and a statement of how.
+
+An engine is handed ids, never text: whether two tokenizers agree is a check of its own, and must
+not leak into the comparison of weights. Decoding is greedy, so that one prompt has one answer.
+
+`EngineInfo` travels with every number an engine produced. The same file gives other answers in
+another dtype, with another KV cache, or in batches of another size (the order of float additions
+changes), so these are evidence and not configuration. `activations` tells W8A8 from W8A16: the same
+FP8 file is both, depending on whether what enters its matrix products is rounded to 8 bits too.
+
+One engine is one file here, and the packages they need are imported when one is opened:
+`transformers.py` (the reference, FP8 folders), `llama_cpp.py` (GGUF), `scripted.py` (tests).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Protocol
+
+Ids = Sequence[int]
+OnProgress = Callable[[int, int], None]
+
+
+@dataclass(frozen=True, slots=True)
+class EngineInfo:
+    """How answers were computed. `batch` is prompts at once; `kv_type` the cache's element type.
+
+    `activations` is the precision of what enters the quantized matrix products.
+    `capabilities` names what can be asked beyond generating: nothing yet.
+    """
+
+    name: str
+    version: str
+    dtype: str
+    activations: str
+    kv_type: str
+    batch: int
+    device: str
+    threads: int
+    capabilities: frozenset[str] = frozenset()
+
+
+class Engine(Protocol):
+    """A model that is loaded and can answer."""
+
+    @property
+    def info(self) -> EngineInfo:
+        """How this engine computes."""
+        ...
+
+    def generate(
+        self,
+        prompts: Sequence[Ids],
+        *,
+        max_new_tokens: int,
+        stop_ids: frozenset[int],
+        on_progress: OnProgress | None = None,
+    ) -> list[list[int]]:
+        """The greedy continuation of every prompt, in the order given.
+
+        A continuation holds at most `max_new_tokens` ids and ends with the first of `stop_ids` if
+        one was produced: one that does not end so was cut off. `on_progress` is called with the
+        number of prompts done and the number of all.
+        """
+        ...
+
+    def close(self) -> None:
+        """Give the memory back; the engine cannot be used after that."""
+        ...
+
+
+def by_length(prompts: Sequence[Ids], batch: int) -> list[list[int]]:
+    """Indices of `prompts` in batches of near-equal length, longest first, ties in given order.
+
+    Longest first, so that a prompt too long for the memory fails at once and not at the end.
+    """
+    order = sorted(range(len(prompts)), key=lambda index: (-len(prompts[index]), index))
+    return [order[start : start + batch] for start in range(0, len(order), batch)]

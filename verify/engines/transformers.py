@@ -1,0 +1,182 @@
+"""transformers: the float32 reference, and FP8 folders as a W8A8 server computes them.
+
+In: a model folder (16- or 32-bit safetensors, or compressed-tensors FP8). Out: an `Engine`.
+
+Whatever the weights are stored in, float32 is what is computed in: it holds 16-bit values exactly,
+so the reference has the weights' own precision and adds none of its own error. An FP8 folder is
+decompressed to what its codes stand for, and compressed-tensors rounds what enters each quantized
+layer to e4m3, one scale a token, as vLLM does on hardware that has FP8 (W8A8). Whether it does so
+has changed between versions of transformers, so it is measured when the engine is opened and an
+FP8 folder whose activations stay unrounded is refused: it would understate the error by half.
+
+Decoding is our own greedy loop, because `generate` obeys the folder's generation_config.json
+(temperature, repetition penalty) and keeps finished rows in the batch to its end. Prompts are
+padded on the left and masked. Batches are formed by length, so a prompt's batch, and with it the
+last bit of its logits, depends on the whole list: the same list gives the same answers.
+
+Shapes in comments: B rows in the batch, T tokens in the step.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import gc
+import io
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+import transformers
+
+from convert.errors import CheckpointError, UnsupportedError
+from verify.engines import EngineInfo, Ids, OnProgress, by_length
+
+
+class TransformersEngine:
+    """A folder's model in float32 on `device`."""
+
+    def __init__(self, folder: Path, *, device: str = "cpu", batch: int = 16) -> None:
+        self._model = _load(folder, device)
+        quantized = _quantized_layers(self._model)
+        self.info = EngineInfo(
+            name="transformers",
+            version=transformers.__version__,
+            dtype="float32",
+            activations=_measure_activations(folder, quantized) if quantized else "float32",
+            kv_type="float32",
+            batch=batch,
+            device=device,
+            threads=torch.get_num_threads(),
+        )
+
+    def generate(
+        self,
+        prompts: Sequence[Ids],
+        *,
+        max_new_tokens: int,
+        stop_ids: frozenset[int],
+        on_progress: OnProgress | None = None,
+    ) -> list[list[int]]:
+        """Greedy continuations, batched by length."""
+        replies: list[list[int]] = [[] for _ in prompts]
+        done = 0
+        for batch in by_length(prompts, self.info.batch):
+            found = self._generate_batch([prompts[i] for i in batch], max_new_tokens, stop_ids)
+            for index, reply in zip(batch, found, strict=True):
+                replies[index] = reply
+            done += len(batch)
+            if on_progress is not None:
+                on_progress(done, len(prompts))
+        return replies
+
+    @torch.inference_mode()
+    def _generate_batch(
+        self, prompts: list[Ids], max_new_tokens: int, stop_ids: frozenset[int]
+    ) -> list[list[int]]:
+        ids, mask = _pad_left(prompts, self.info.device)  # [B, T]
+        positions = (mask.cumsum(-1) - 1).clamp(min=0)
+        cache = transformers.DynamicCache(config=self._model.config)
+        replies: list[list[int]] = [[] for _ in prompts]
+        rows = list(range(len(prompts)))
+        for _ in range(max_new_tokens):
+            logits = self._model(
+                input_ids=ids,
+                attention_mask=mask,
+                position_ids=positions,
+                past_key_values=cache,
+                use_cache=True,
+                logits_to_keep=1,
+            ).logits
+            following = logits[:, -1].argmax(-1)  # [B]
+            for row, token in zip(rows, following.tolist(), strict=True):
+                replies[row].append(token)
+            going = [i for i, row in enumerate(rows) if replies[row][-1] not in stop_ids]
+            if not going:
+                break
+            if len(going) < len(rows):
+                kept = torch.tensor(going, device=ids.device)
+                cache.batch_select_indices(kept)
+                rows = [rows[i] for i in going]
+                mask, positions, following = mask[kept], positions[kept], following[kept]
+            ids = following[:, None]
+            positions = positions[:, -1:] + 1
+            mask = torch.cat([mask, mask.new_ones(len(rows), 1)], dim=1)
+        return replies
+
+    def close(self) -> None:
+        """Drop the model."""
+        del self._model
+        gc.collect()
+
+
+def _load(folder: Path, device: str) -> Any:
+    log: Any = transformers.utils.logging
+    auto: Any = transformers.AutoModelForCausalLM
+    log.set_verbosity_error()
+    log.disable_progress_bar()
+    try:
+        with contextlib.redirect_stderr(io.StringIO()):  # compressed-tensors' progress bars
+            model, report = auto.from_pretrained(
+                str(folder),
+                dtype=torch.float32,
+                attn_implementation="sdpa",
+                local_files_only=True,
+                trust_remote_code=False,
+                use_safetensors=True,
+                output_loading_info=True,
+            )
+            if report["missing_keys"]:
+                raise ValueError(f"no weight for {sorted(report['missing_keys'])[0]}")
+            model = model.to(device).eval()
+            with torch.inference_mode():  # the first call is what decompresses an FP8 model
+                model(input_ids=torch.zeros(1, 1, dtype=torch.long, device=device))
+    except (OSError, ValueError, RuntimeError, KeyError, TypeError) as error:
+        raise CheckpointError(f"{folder}: transformers cannot run it: {error}") from error
+    return model
+
+
+def _quantized_layers(model: Any) -> dict[str, torch.nn.Module]:
+    """Linear layers that compressed-tensors took over, by name."""
+    return {
+        name: module
+        for name, module in model.named_modules()
+        if getattr(module, "quantization_scheme", None) is not None
+    }
+
+
+@torch.inference_mode()
+def _measure_activations(folder: Path, layers: dict[str, torch.nn.Module]) -> str:
+    """What enters the quantized layers, found by asking each for a product only one answer fits."""
+    for name, layer in layers.items():
+        weight: Any = layer.weight
+        generator = torch.Generator().manual_seed(0)
+        x = torch.randn(1, 4, weight.shape[1], generator=generator).to(weight.device)
+        got = layer(x)
+        rounded = torch.nn.functional.linear(round_per_token(x), weight)
+        plain = torch.nn.functional.linear(x, weight)
+        if (got - rounded).abs().max() > 0.1 * (plain - rounded).abs().max():
+            raise UnsupportedError(
+                f"{folder}: {name} is not computed with activations rounded to FP8, one scale a "
+                f"token, by transformers {transformers.__version__} and compressed-tensors; a "
+                "comparison would understate the error (only FP8_DYNAMIC is supported here)"
+            )
+    return "float8_e4m3, one scale a token"
+
+
+def round_per_token(x: torch.Tensor) -> torch.Tensor:
+    """Values as e4m3 with the scale absmax / 448 of their token holds them, in x's own dtype."""
+    scale = x.abs().amax(-1, keepdim=True) / 448
+    scale = torch.where(scale == 0, torch.ones_like(scale), scale)
+    return (x / scale).to(torch.float8_e4m3fn).to(x.dtype) * scale
+
+
+def _pad_left(prompts: list[Ids], device: str) -> tuple[torch.Tensor, torch.Tensor]:
+    """Ids and mask of shape [B, T], the padding masked and on the left."""
+    width = max(len(prompt) for prompt in prompts)
+    ids = torch.zeros(len(prompts), width, dtype=torch.long)
+    mask = torch.zeros(len(prompts), width, dtype=torch.long)
+    for row, prompt in enumerate(prompts):
+        ids[row, width - len(prompt) :] = torch.tensor(list(prompt), dtype=torch.long)
+        mask[row, width - len(prompt) :] = 1
+    return ids.to(device), mask.to(device)

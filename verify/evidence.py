@@ -1,0 +1,122 @@
+"""What checks are given to look at: the reference, one artifact, and what both answered.
+
+`Answer` is one reply as the engine gave it (ids) and as it reads (text, and the `Reply` with its
+tool calls). `Reference` holds what is computed once for any number of artifacts. `Evidence` is one
+artifact beside its reference; `answers` is None for checks that run before the engine does.
+
+Conversations, prompts and answers are parallel: index i is the same conversation in each.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from convert.checkpoint import Checkpoint
+from convert.conversation import Conversation
+from convert.errors import ConversationError
+from convert.model_spec import read_json_object
+from convert.rendering import Tokenizer, render
+from verify.artifact import Artifact
+from verify.engines import Engine, EngineInfo, Ids, OnProgress
+from verify.tool_calls import Reply, parse_reply
+
+
+@dataclass(frozen=True, slots=True)
+class Answer:
+    """A reply; `ids` end with the stop token if one came, and `finished` says whether it did."""
+
+    ids: tuple[int, ...]
+    text: str
+    reply: Reply
+    finished: bool
+
+
+@dataclass(frozen=True, slots=True)
+class Reference:
+    """The model the artifacts were made from, the prompts, and what it answers to them."""
+
+    checkpoint: Checkpoint
+    tokenizer: Tokenizer
+    conversations: tuple[Conversation, ...]
+    prompts: tuple[Ids, ...]
+    answers: tuple[Answer, ...] = ()
+    engine: EngineInfo | None = None
+
+    @property
+    def folder(self) -> Path:
+        """Where the reference lies."""
+        return self.checkpoint.path
+
+
+@dataclass(frozen=True, slots=True)
+class Evidence:
+    """One artifact beside its reference."""
+
+    reference: Reference
+    artifact: Artifact
+    answers: tuple[Answer, ...] | None = None
+
+
+def make_prompts(
+    checkpoint: Checkpoint,
+    tokenizer: Tokenizer,
+    conversations: Sequence[Conversation],
+    max_new_tokens: int,
+) -> tuple[Ids, ...]:
+    """Token ids of every conversation, ready for a reply of up to `max_new_tokens`.
+
+    Raises ConversationError for one that ends with the assistant, or does not fit the context.
+    """
+    room = checkpoint.spec.max_position_embeddings - max_new_tokens
+    prompts: list[Ids] = []
+    for conversation in conversations:
+        if conversation.messages[-1]["role"] == "assistant":
+            raise ConversationError(
+                f"conversation {conversation.id!r} ends with the assistant; verify needs one that"
+                " waits for a reply"
+            )
+        prompt = render(tokenizer, conversation)
+        if not 0 < len(prompt) <= room:
+            raise ConversationError(
+                f"conversation {conversation.id!r} has {len(prompt)} tokens; with {max_new_tokens}"
+                f" for the reply the model's context leaves room for 1 to {room}"
+            )
+        prompts.append(prompt)
+    return tuple(prompts)
+
+
+def stop_ids(checkpoint: Checkpoint, tokenizer: Tokenizer) -> frozenset[int]:
+    """Ids that end a reply: those of generation_config.json, config.json and the tokenizer."""
+    path = checkpoint.path / "generation_config.json"
+    stated = read_json_object(path).get("eos_token_id") if path.is_file() else None
+    found = {i for i in (stated if isinstance(stated, list) else [stated]) if isinstance(i, int)}
+    found.update(checkpoint.spec.eos_token_ids)
+    if tokenizer.eos_id is not None:
+        found.add(tokenizer.eos_id)
+    return frozenset(found)
+
+
+def ask(
+    engine: Engine,
+    reference: Reference,
+    *,
+    max_new_tokens: int,
+    on_progress: OnProgress | None = None,
+) -> tuple[Answer, ...]:
+    """The engine's answer to every prompt of the reference."""
+    stops = stop_ids(reference.checkpoint, reference.tokenizer)
+    generated = engine.generate(
+        reference.prompts,
+        max_new_tokens=max_new_tokens,
+        stop_ids=stops,
+        on_progress=on_progress,
+    )
+    return tuple(_answer(reference.tokenizer, ids, stops) for ids in generated)
+
+
+def _answer(tokenizer: Tokenizer, ids: Sequence[int], stops: frozenset[int]) -> Answer:
+    finished = bool(ids) and ids[-1] in stops
+    text = tokenizer.decode(ids[:-1] if finished else ids)
+    return Answer(tuple(ids), text, parse_reply(text), finished)

@@ -1,0 +1,135 @@
+"""Structure: is every tensor of the source in the artifact, once, in its shape, and nothing else?
+
+In: the reference's headers and the artifact's. Out: an Outcome; no weight is read. A loader is no
+substitute for this: transformers fills a missing weight with random numbers and llama.cpp computes
+without `rope_freqs`, and both then answer fluently.
+
+For a GGUF the expected names come from the family's rules, and the numbers in its header are held
+against config.json. For a folder the names are the source's own; a matrix that became FP8 must
+bring its scales, one a row, and config.json must say what the source's says, apart from how it is
+quantized. Whether the values are right is not looked at here.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator, Mapping
+from typing import Any
+
+from convert.checkpoint import Checkpoint
+from convert.errors import InputError
+from convert.families import family_of
+from convert.gguf import GGUFFile, read_gguf
+from convert.model_spec import ModelSpec, read_json_object
+from verify.artifact import Artifact, Kind
+from verify.check import Finding, Outcome, State, Verdict
+from verify.evidence import Evidence
+
+NAME = "structure"
+ROPE_FREQS = "rope_freqs.weight"
+_SCALE = "_scale"
+_FP8 = "F8_E4M3"
+_LOADER_KEYS = ("quantization_config", "transformers_version")
+Shapes = Mapping[str, tuple[int, ...]]
+
+
+def check_structure(evidence: Evidence, /) -> Outcome:
+    """Compare the artifact's tensors with the source's, by name and shape."""
+    source = evidence.reference.checkpoint
+    try:
+        if evidence.artifact.kind is Kind.GGUF:
+            file = read_gguf(evidence.artifact.path)
+            expected: Shapes = expected_gguf_shapes(source)
+            found: Shapes = {name: tensor.shape for name, tensor in file.tensors.items()}
+            findings = [*_compare(expected, found), *_header_findings(source.spec, file)]
+        else:
+            expected, found, findings = _look_at_folder(source, evidence.artifact)
+    except InputError as error:
+        verdict = Verdict(State.FAIL, "it cannot be read", {"findings": 1})
+        return Outcome(NAME, verdict, (Finding(evidence.artifact.name, str(error)),))
+    numbers = {
+        "tensors_expected": len(expected),
+        "tensors_right": sum(found.get(name) == shape for name, shape in expected.items()),
+        "findings": len(findings),
+    }
+    if findings:
+        reason = f"{len(findings)} things are not as the source says"
+        return Outcome(NAME, Verdict(State.FAIL, reason, numbers), tuple(findings))
+    return Outcome(NAME, Verdict(State.PASS, f"all {len(expected)} tensors in place", numbers))
+
+
+def expected_gguf_shapes(source: Checkpoint) -> dict[str, tuple[int, ...]]:
+    """Names and row-major shapes that a GGUF of `source` must hold."""
+    tensors = family_of(source.spec).recognise(source.spec, source.tensors)
+    expected = {t.gguf_name: t.info.shape for t in tensors if t.gguf_name is not None}
+    if source.spec.rope_scaling is not None:
+        expected[ROPE_FREQS] = (source.spec.head_dim // 2,)
+    return expected
+
+
+def _compare(expected: Shapes, found: Shapes) -> Iterator[Finding]:
+    for name, shape in expected.items():
+        if name not in found:
+            yield Finding(name, f"missing; the source has it in shape {list(shape)}")
+        elif found[name] != shape:
+            yield Finding(name, f"shape {list(found[name])}, expected {list(shape)}")
+    for name in found:
+        if name not in expected:
+            yield Finding(name, "nothing in the source accounts for it")
+
+
+def _header_findings(spec: ModelSpec, file: GGUFFile) -> Iterator[Finding]:
+    """Where the numbers in a GGUF's header contradict config.json."""
+    arch = family_of(spec).gguf_architecture
+    expected: dict[str, Any] = {
+        "general.architecture": arch,
+        f"{arch}.block_count": spec.num_hidden_layers,
+        f"{arch}.context_length": spec.max_position_embeddings,
+        f"{arch}.embedding_length": spec.hidden_size,
+        f"{arch}.feed_forward_length": spec.intermediate_size,
+        f"{arch}.attention.head_count": spec.num_attention_heads,
+        f"{arch}.attention.head_count_kv": spec.num_key_value_heads,
+        f"{arch}.attention.layer_norm_rms_epsilon": spec.rms_norm_eps,
+        f"{arch}.rope.freq_base": spec.rope_theta,
+    }
+    for key, value in expected.items():
+        found = file.fields.get(key)
+        if not _same_number(found, value):
+            yield Finding(key, f"is {found!r}, config.json says {value!r}")
+
+
+def _same_number(found: Any, expected: Any) -> bool:
+    """Equal, floats as far as the 32 bits that GGUF keeps of them."""
+    if isinstance(expected, float) and isinstance(found, (int, float)):
+        return math.isclose(found, expected, rel_tol=2**-23)
+    return bool(found == expected)
+
+
+def _look_at_folder(source: Checkpoint, artifact: Artifact) -> tuple[Shapes, Shapes, list[Finding]]:
+    """Expected shapes, found shapes and findings of a folder."""
+    expected = {name: info.shape for name, info in source.tensors.items()}
+    with Checkpoint.open(artifact.path) as folder:
+        found = {name: info.shape for name, info in folder.tensors.items()}
+        stored = {name: info.dtype for name, info in folder.tensors.items()}
+    findings: list[Finding] = []
+    for name, shape in list(expected.items()):
+        dtype = stored.get(name)
+        if dtype == _FP8 and artifact.kind is Kind.COMPRESSED:
+            expected[name + _SCALE] = (shape[0], 1)
+        elif dtype not in (None, source.tensors[name].dtype):
+            findings.append(Finding(name, f"is {dtype}, was {source.tensors[name].dtype}"))
+    if artifact.kind is Kind.COMPRESSED and _FP8 not in stored.values():
+        findings.append(Finding(artifact.name, f"config.json says quantized; no tensor is {_FP8}"))
+    findings += _compare(expected, found)
+    findings += _config_findings(source, artifact)
+    return expected, found, findings
+
+
+def _config_findings(source: Checkpoint, artifact: Artifact) -> Iterator[Finding]:
+    """Keys of config.json that are not the source's."""
+    ours = read_json_object(source.path / "config.json")
+    theirs = read_json_object(artifact.path / "config.json")
+    for key in sorted({*ours, *theirs} - set(_LOADER_KEYS)):
+        if ours.get(key) != theirs.get(key):
+            message = f"is {theirs.get(key)!r}, the source says {ours.get(key)!r}"
+            yield Finding(f"config.json: {key}", message)

@@ -1,0 +1,129 @@
+"""Tokens: does the artifact cut text into the same ids as the reference?
+
+In: the reference's tokenizer and the artifact. For a GGUF both sides encode the same strings, the
+suite's own prompts among them, and every id must agree; llama.cpp parses special tokens and adds
+none, as it is used after a chat template. For a folder the tokenizer's files must be the source's,
+byte for byte, as must be every other file beside the weights except config.json.
+
+The strings are where tokenizers are known to part: each added token next to a newline, a space, a
+quote and a brace; runs of digits; contractions; runs of white space; scripts without spaces;
+characters made of several code points; and seeded mixtures of all of these. One wrong id in a
+prompt moves every answer, and nothing else shows it.
+"""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Iterable, Iterator, Sequence
+from pathlib import Path
+
+from convert.checkpoint import Checkpoint
+from convert.errors import InputError
+from convert.gguf import read_gguf
+from convert.rendering import Tokenizer
+from verify.artifact import Artifact, Kind
+from verify.check import Finding, Outcome, State, Verdict
+from verify.evidence import Evidence
+
+NAME = "tokens"
+SEED = 20261121
+RANDOM_STRINGS = 1000
+PROMPTS_CHECKED = 100
+FINDINGS_SHOWN = 10
+
+PIECES = (
+    "a", "The", " quick", "Straße", "naïve", "I'm", "we'LL", "don't", "HTTP", "camelCase", "x_y",
+    "0", "7", "12", "123", "1234", "12345678901", "3.14", "-1e9", "1,000", "٣٤", "²",
+    " ", "  ", "   ", "\n", "\n\n", "\r\n", "\t", " \n", "\n ", "\u00a0", "\u3000",
+    '"', "'", "{", "}", '{"name": "', '", "arguments": {', "}}", "[]", "\\n", '\\"', "<", ">", "</",
+    ".", ",", "!?", "...", "---", "(", ")", "%", "#", "=>", "&amp;", "<|", "|>", "https://a.b/c?d=e",
+    "東京都", "안녕하세요", "Привет", "שלום", "مرحبا", "नमस्ते", "ไทย", "é", "e\u0301",
+    "😀", "👩‍💻", "🇩🇪", "✅", "\u200b", "\ufeff", "\U0001d4b3", "∑",
+)  # fmt: skip
+NEIGHBOURS = ("\n", " ", '"', "'", "{", "}", "a", "1", "é", "<", "")
+SPECIAL_IDS = {"bos_id": "tokenizer.ggml.bos_token_id", "eos_id": "tokenizer.ggml.eos_token_id"}
+
+
+def check_tokens(evidence: Evidence, /) -> Outcome:
+    """Compare ids (GGUF) or files (folder)."""
+    try:
+        if evidence.artifact.kind is Kind.GGUF:
+            return _check_gguf(evidence)
+        return _check_folder(evidence.reference.checkpoint, evidence.artifact)
+    except InputError as error:
+        verdict = Verdict(State.FAIL, "its tokenizer cannot be read", {"different": 1})
+        return Outcome(NAME, verdict, (Finding(evidence.artifact.name, str(error)),))
+
+
+def _check_gguf(evidence: Evidence) -> Outcome:
+    from verify.engines.llama_cpp import LlamaVocabulary
+
+    reference = evidence.reference
+    vocabulary = LlamaVocabulary(evidence.artifact.path)
+    try:
+        texts = list(token_strings(reference.tokenizer))
+        texts += [
+            reference.tokenizer.decode(prompt) for prompt in reference.prompts[:PROMPTS_CHECKED]
+        ]
+        findings = list(_special_findings(reference.tokenizer, evidence.artifact.path))
+        for text in texts:
+            expected, found = reference.tokenizer.encode(text), vocabulary.encode(text)
+            if expected != found:
+                findings.append(Finding(repr(text), _first_difference(expected, found)))
+    finally:
+        vocabulary.close()
+    return _outcome(findings, {"strings": len(texts), "different": len(findings)}, "same ids")
+
+
+def _special_findings(tokenizer: Tokenizer, path: Path) -> Iterator[Finding]:
+    """BOS and EOS of a GGUF that are not the reference's."""
+    fields = read_gguf(path).fields
+    for attribute, key in SPECIAL_IDS.items():
+        expected = getattr(tokenizer, attribute)
+        if expected is not None and fields.get(key) != expected:
+            yield Finding(key, f"is {fields.get(key)}, the reference's is {expected}")
+
+
+def _first_difference(expected: Sequence[int], found: Sequence[int]) -> str:
+    pairs = zip(expected, found, strict=False)
+    at = next((i for i, (a, b) in enumerate(pairs) if a != b), min(len(expected), len(found)))
+    ours, theirs = list(expected[at : at + 4]), list(found[at : at + 4])
+    return f"ids differ from place {at}: reference {ours}, artifact {theirs}"
+
+
+def token_strings(tokenizer: Tokenizer) -> Iterator[str]:
+    """Every piece alone, every added token beside each neighbour, and seeded mixtures."""
+    added = tokenizer.added_tokens
+    yield from PIECES
+    for token in added:
+        for neighbour in NEIGHBOURS:
+            yield f"{neighbour}{token}{neighbour}"
+    for first in added:
+        yield "".join(f"{first}{second}" for second in added[:32])
+    rng = random.Random(SEED)  # noqa: S311  not for secrets
+    pool = (*PIECES, *added)
+    for _ in range(RANDOM_STRINGS):
+        yield "".join(rng.choice(pool) for _ in range(rng.randint(2, 12)))
+
+
+def _check_folder(source: Checkpoint, artifact: Artifact) -> Outcome:
+    names = [name for name in source.side_files() if name != "config.json"]
+    findings = list(_different_files(source.path, artifact.path, names))
+    numbers = {"files": len(names), "different": len(findings)}
+    return _outcome(findings, numbers, "same files beside the weights")
+
+
+def _different_files(source: Path, artifact: Path, names: Iterable[str]) -> Iterator[Finding]:
+    for name in names:
+        path = artifact / name
+        if not path.is_file():
+            yield Finding(name, "missing; the source has it")
+        elif path.read_bytes() != (source / name).read_bytes():
+            yield Finding(name, "is not the source's, byte for byte")
+
+
+def _outcome(findings: list[Finding], numbers: dict[str, int], good: str) -> Outcome:
+    if not findings:
+        return Outcome(NAME, Verdict(State.PASS, good, numbers))
+    reason = f"{len(findings)} differences from the reference"
+    return Outcome(NAME, Verdict(State.FAIL, reason, numbers), tuple(findings[:FINDINGS_SHOWN]))

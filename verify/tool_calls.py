@@ -1,0 +1,175 @@
+"""Reads tool calls out of a Hermes reply, strictly, and says what it had to forgive.
+
+In: a reply's text, tags included. Out: a `Reply` that keeps three things apart:
+
+    calls       written exactly as the format asks
+    recovered   written wrongly, but it is clear what was meant; `malformed` says what was wrong
+    malformed   one reason for everything wrong, recovered or lost
+
+The format: `<tool_call>`, one JSON object with the keys "name" (a string) and "arguments" (an
+object) in either order and nothing else, `</tool_call>`; white space around the object is free, and
+so is text outside the tags. `docs/tool-calls.md` lists the choice made for every odd case.
+
+The fact to know: a tag inside a JSON string is data, so blocks cannot be split by searching for
+`</tool_call>`. The scanner below walks strings and brackets; it stops at anything JSON cannot hold
+outside a string, which is also what keeps the time linear: two scans that disagree about where a
+string begins cannot both go on.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import re
+from collections import Counter
+from collections.abc import Iterable
+from dataclasses import dataclass
+from typing import Any
+
+from convert.conversation import ToolCall
+from verify.tool_call_repair import loads_strict, read_values, scan_value
+
+OPEN, CLOSE = "<tool_call>", "</tool_call>"
+_TAG = re.compile(f"{OPEN}|{CLOSE}")
+_SPACE = re.compile(r"[ \t\r\n]*")
+_REASONING = re.compile(r"\s*<(think|scratch_pad)>(.*?)(?:</\1>|\Z)", re.DOTALL)
+
+
+@dataclass(frozen=True, slots=True)
+class Reply:
+    """A reply taken apart; `text` is what stands outside calls and reasoning, ends stripped."""
+
+    calls: tuple[ToolCall, ...]
+    recovered: tuple[ToolCall, ...]
+    text: str
+    malformed: tuple[str, ...]
+    reasoning: str = ""
+
+
+@dataclass(frozen=True, slots=True)
+class _Block:
+    """From an opening tag to where reading goes on."""
+
+    end: int
+    calls: tuple[ToolCall, ...] = ()
+    recovered: tuple[ToolCall, ...] = ()
+    malformed: tuple[str, ...] = ()
+
+
+def parse_reply(text: str) -> Reply:
+    """Take a reply apart; any text is a reply, so nothing is raised. Linear in len(text)."""
+    reasoning, position, malformed = _read_reasoning(text)
+    calls: list[ToolCall] = []
+    recovered: list[ToolCall] = []
+    outside: list[str] = []
+    while tag := _TAG.search(text, position):
+        outside.append(text[position : tag.start()])
+        if tag.group() == CLOSE:
+            malformed.append("a closing tag without an opening one")
+            position = tag.end()
+            continue
+        block = _read_block(text, tag.end())
+        calls += block.calls
+        recovered += block.recovered
+        malformed += block.malformed
+        position = block.end
+    outside.append(text[position:])
+    return Reply(
+        tuple(calls), tuple(recovered), "".join(outside).strip(), tuple(malformed), reasoning
+    )
+
+
+def compare_calls(expected: Iterable[ToolCall], got: Iterable[ToolCall]) -> bool:
+    """Whether both hold the same calls, in any order, each as often as in the other.
+
+    Names must be equal and arguments equal as JSON: 1, 1.0, "1" and true are four values, the order
+    of an object's keys is nothing, that of a list everything.
+    """
+    return _counted(expected) == _counted(got)
+
+
+def _counted(calls: Iterable[ToolCall]) -> Counter[tuple[str, str]]:
+    return Counter((call.name, canonical_json(call.arguments)) for call in calls)
+
+
+def canonical_json(value: Any) -> str:
+    """A text that two JSON values share exactly if they are equal, number types included."""
+    return json.dumps(value, sort_keys=True)
+
+
+def _read_reasoning(text: str) -> tuple[str, int, list[str]]:
+    """Reasoning at the reply's start, where the answer begins, and calls that were only thought."""
+    found = _REASONING.match(text)
+    if found is None:
+        return "", 0, []
+    inside = found.group(2).count(OPEN)
+    malformed = [f"a call inside <{found.group(1)}>: not made"] * inside
+    return found.group(2), found.end(), malformed
+
+
+def _read_block(text: str, start: int) -> _Block:
+    """The block whose opening tag ends at `start`."""
+    start = _skip_space(text, start)
+    end = scan_value(text, start)
+    if end is not None and text.startswith(CLOSE, after := _skip_space(text, end)):
+        call = _strict_call(text[start:end])
+        if call is not None:
+            return _Block(after + len(CLOSE), calls=(call,))
+    tag = _TAG.search(text, start if end is None else end)
+    stop = tag.start() if tag else len(text)
+    closed = tag is not None and tag.group() == CLOSE
+    reasons = [] if closed else ["the closing tag is missing"]
+    values, repairs = read_values(text[start:stop].strip())
+    recovered = []
+    for value in values:
+        call, flaws = _lenient_call(value)
+        reasons += flaws
+        if call is not None:
+            recovered.append(call)
+    return _Block(
+        end=tag.end() if tag is not None and closed else stop,
+        recovered=tuple(recovered),
+        malformed=(*repairs, *reasons) or ("not a call",),
+    )
+
+
+def _skip_space(text: str, start: int) -> int:
+    found = _SPACE.match(text, start)
+    assert found is not None
+    return found.end()
+
+
+def _strict_call(body: str) -> ToolCall | None:
+    try:
+        value = loads_strict(body)
+    except (ValueError, RecursionError):
+        return None
+    if not isinstance(value, dict) or set(value) != {"name", "arguments"}:
+        return None
+    name, arguments = value["name"], value["arguments"]
+    if not (isinstance(name, str) and name and isinstance(arguments, dict)):
+        return None
+    return ToolCall(name, arguments)
+
+
+def _lenient_call(value: Any) -> tuple[ToolCall | None, list[str]]:
+    """A value in a call's place as the call it seems to mean, and what is wrong with it."""
+    if not isinstance(value, dict):
+        return None, [f"a JSON {type(value).__name__} where a call should be: lost"]
+    name = value.get("name")
+    if not (isinstance(name, str) and name):
+        return None, ["no function name: lost"]
+    flaws = [f"unknown key {k!r}" for k in value if k not in ("name", "arguments", "parameters")]
+    if "arguments" in value:
+        arguments = value["arguments"]
+    else:
+        used = "parameters" in value
+        flaws.append('"parameters" for "arguments"' if used else "arguments are missing")
+        arguments = value.get("parameters", {})
+    if isinstance(arguments, str):
+        flaws.append("arguments are text that holds JSON")
+        with contextlib.suppress(ValueError, RecursionError):
+            arguments = loads_strict(arguments)
+    if not isinstance(arguments, dict):
+        return None, [*flaws, "arguments are not an object: lost"]
+    return ToolCall(name, arguments), flaws
