@@ -5,7 +5,7 @@ BIN := .venv/bin
 TARGETS := FP8_DYNAMIC Q8_0 Q6_K Q5_K_M Q4_K_M BF16
 NANO := examples/hermes-nano
 DEMO := demo
-DEMO_LIMIT ?= 120
+DEMO_LIMIT ?= 240
 
 .PHONY: demo test lint check format clean
 

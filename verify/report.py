@@ -28,16 +28,15 @@ SCHEMA_VERSION = 1
 STYLES = {State.PASS: "green", State.FAIL: "bold red", State.NOT_ENOUGH_EVIDENCE: "yellow"}
 WORDS = {State.PASS: "pass", State.FAIL: "FAIL", State.NOT_ENOUGH_EVIDENCE: "not enough evidence"}
 HEADINGS = {
-    "calls": "exact calls",
-    "no_call": "no call",
-    "json": "JSON",
-    "text": "exact text",
-    "refused": "refused",
-    "harmless": "not refused",
-    "malformed": "malformed",
+    "calls": "exact\ncalls",
+    "no_call": "no\ncall",
+    "json": "\nJSON",
+    "text": "exact\ntext",
+    "refused": "\nrefused",
+    "harmless": "harm-\nless",
+    "malformed": "mal-\nformed",
 }
 """Kinds of scores in the order of the table, and their headings."""
-CHECKS_SHOWN = ("structure", "tokens", "templates")
 _FINDINGS_PRINTED = 5
 
 
@@ -155,24 +154,23 @@ def _new_table(title: str) -> Table:
 
 
 def _verdict_table(report: Report) -> Table:
-    """A row an artifact; counts stand in the headings, once."""
-    table = _new_table(f"Compared with {report.reference.name}")
-    table.add_column("artifact", overflow="fold")
-    table.add_column("type")
+    """A row an artifact; counts stand in the headings. `form` is every check without a run."""
+    table = _new_table(f"Compared with {report.reference.name}, %")
+    table.add_column("artifact", no_wrap=True)
+    table.add_column("type", no_wrap=True)
     same = f"same calls\nof {report.suite.with_tools}", f"same text\nof {report.suite.used}"
-    for heading in ("MB", *CHECKS_SHOWN, *same):
+    for heading in ("MB", "form", *same):
         table.add_column(heading, justify="right")
     table.add_column("verdict")
     for artifact in report.artifacts:
-        states = {outcome.check: outcome.verdict.state for outcome in artifact.outcomes}
-        numbers = artifact.outcomes[-1].verdict.numbers
+        *form, agreement = artifact.outcomes
         table.add_row(
             artifact.name,
             artifact.type,
             f"{artifact.size_bytes / 1e6:.1f}",
-            *(_state(states[check]) for check in CHECKS_SHOWN),
-            _percent(numbers.get("same_calls_rate")),
-            _percent(numbers.get("same_text_rate")),
+            _state(total_state(outcome.verdict.state for outcome in form)),
+            _percent(agreement.verdict.numbers.get("same_calls_rate")),
+            _percent(agreement.verdict.numbers.get("same_text_rate")),
             _state(artifact.state),
         )
     return table
@@ -183,10 +181,10 @@ def _score_table(report: Report) -> Table:
     reference = report.reference.scores
     totals = {kind: rate.total for kind, rate in reference.kinds.items()}
     kinds = {kind: totals[kind] for kind in HEADINGS if kind in totals}
-    table = _new_table("Compared with what was expected")
-    table.add_column("model", overflow="fold")
+    table = _new_table("Compared with what was expected, %")
+    table.add_column("model", no_wrap=True)
     for kind, total in (kinds | {"malformed": report.suite.used}).items():
-        table.add_column(f"{HEADINGS[kind]}\nof {total}", justify="right")
+        table.add_column(f"{HEADINGS[kind]}\nof {total}", justify="right", no_wrap=True)
     rows = [(report.reference.name, reference), *((a.name, a.scores) for a in report.artifacts)]
     for name, scores in rows:
         if scores is not None:
@@ -196,7 +194,7 @@ def _score_table(report: Report) -> Table:
 
 
 def _percent(rate: object) -> str:
-    return f"{100 * rate:.1f} %" if isinstance(rate, float) else "-"
+    return f"{100 * rate:.1f}" if isinstance(rate, float) else "-"
 
 
 def _state(state: State) -> Text:
