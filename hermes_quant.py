@@ -235,7 +235,8 @@ def _progress(quiet: bool) -> Iterator[Progress | None]:
 def _print(*renderables: object) -> None:
     from rich.console import Console
 
-    Console(soft_wrap=False).print(*renderables)
+    # A pipe has no width: nothing is cut there.
+    Console(width=None if sys.stdout.isatty() else 1000).print(*renderables)
 
 
 def _printable(text: str) -> str:
@@ -263,7 +264,10 @@ def _table(*columns: str, right: Sequence[str] = ()) -> Table:
 
     table = Table(box=box.SIMPLE_HEAD, pad_edge=False)
     for column in columns:
-        table.add_column(column, justify="right" if column in right else "left", no_wrap=True)
+        if column in right:
+            table.add_column(column, justify="right", no_wrap=True)
+        else:
+            table.add_column(column, overflow="fold")
     return table
 
 

@@ -93,7 +93,7 @@ def run(
     disk is full; whatever is raised, nothing incomplete is left under a final name.
     """
     done, todo = _split_finished(plan, checkpoint, out, tool, force)
-    if todo:
+    if todo or (out / staging.STAGING_NAME).exists():  # a killed run's is emptied
         with staging.staging_folder(out) as folder:
             # Once more, now that nobody else writes here: another run may just have ended, or the
             # old output of a killed one been put back.

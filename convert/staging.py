@@ -122,13 +122,22 @@ def staging_folder(out: Path) -> Iterator[Path]:
 
 
 def _recover(staging: Path, out: Path) -> None:
-    """Empty what a killed run left; what it had moved aside and not replaced goes back."""
+    """Empty what a killed run left; what it had moved aside and not replaced goes back.
+
+    Data goes back before its sidecar, and the sidecar of the new data is removed before that, so
+    that a run killed here, too, leaves no data with the wrong sidecar.
+    """
+    asides = [entry for entry in staging.iterdir() if entry.name.endswith(_ASIDE)]
+    for aside in sorted(asides, key=lambda entry: entry.name.endswith(SIDECAR_NAME + _ASIDE)):
+        final = out / aside.name.removesuffix(_ASIDE)
+        if final.exists():
+            continue
+        sidecar = sidecar_path(out, final.name, is_folder=False)
+        if not (staging / sidecar.name).exists():  # it has left: what lies in `out` is the new one
+            sidecar.unlink(missing_ok=True)
+        aside.rename(final)
     for entry in list(staging.iterdir()):
-        final = out / entry.name.removesuffix(_ASIDE)
-        if entry.name.endswith(_ASIDE) and not final.exists():
-            sidecar_path(out, final.name, is_folder=False).unlink(missing_ok=True)
-            entry.rename(final)
-        elif entry.is_dir():
+        if entry.is_dir():
             shutil.rmtree(entry)
         else:
             entry.unlink()
@@ -164,13 +173,14 @@ def flush(path: Path) -> None:
 def publish(staging: Path, out: Path, artifact: Artifact, *, is_folder: bool) -> None:
     """Give a flushed, described artifact its final name, replacing what had it before."""
     final = out / artifact.name
-    aside = staging / (artifact.name + _ASIDE)
+    sidecar = sidecar_path(out, artifact.name, is_folder=False)
     try:
         if final.exists():
-            final.rename(aside)
+            final.rename(staging / (final.name + _ASIDE))
+            if sidecar.exists():
+                sidecar.rename(staging / (sidecar.name + _ASIDE))
         if not is_folder:
-            sidecar = sidecar_path(out, artifact.name, is_folder=False)
-            sidecar_path(staging, artifact.name, is_folder=False).rename(sidecar)
+            (staging / sidecar.name).rename(sidecar)
         (staging / artifact.name).rename(final)
         flush(out)
     except OSError as error:
