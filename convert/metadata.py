@@ -52,7 +52,7 @@ def read_model_card(folder: Path) -> ModelCard:
 
     try:
         data = metadata_load(path) or {}
-    except (yaml.YAMLError, ValueError, UnicodeDecodeError) as error:
+    except (yaml.YAMLError, ValueError, RecursionError) as error:
         problem = str(error).replace("\n", " ")
         raise CheckpointError(f"{path}: the front matter is not valid YAML: {problem}") from error
     return ModelCard(

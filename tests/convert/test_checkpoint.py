@@ -121,6 +121,18 @@ def test_a_config_that_does_not_fit(
     refuse(source, *found)
 
 
+@pytest.mark.parametrize("text", [b"[" * 20000, b"\xff", b"- a", b"? [a]\n: b", b"a: b: c"])
+def test_a_card_whose_front_matter_is_none(source: Path, text: bytes) -> None:
+    (source / "README.md").write_bytes(b"---\n" + text + b"\n---\n")
+    refuse(source, "README.md: the front matter is not valid YAML")
+
+
+def test_a_card_that_says_nothing_of_use(source: Path) -> None:
+    text = "---\nmodel-index: 5\ntags: {a: b}\nlicense: [x]\nmodel_name: 2024-01-01\n---\n"
+    (source / "README.md").write_text(text)
+    assert quantize(str(source), source / "out", TARGETS, dry_run=True).name == "source"
+
+
 def test_no_weights(source: Path) -> None:
     for path in source.glob("model*"):
         path.unlink()

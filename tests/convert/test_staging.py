@@ -275,26 +275,37 @@ def test_kill_9_leaves_only_complete_artifacts(tmp_path: Path, source: Path, for
 DIE_AT_EACH_RENAME = """
 import os, shutil, sys
 from pathlib import Path
+from convert.staging import staging_folder
 from quantize.job import quantize
 
 source, old, root, *targets = sys.argv[1:]
 rename = Path.rename
 
-def run(out, point):
-    calls = iter(range(1000))
-    Path.rename = lambda path, to: os._exit(9) if next(calls) == point else rename(path, to)
-    quantize(source, out, targets, name="m", force=bool(old))
-    os._exit(0)
+def mend(out):
+    with staging_folder(out):
+        pass
 
-for point in range(100):
-    out = Path(root) / str(point)
-    if old:
-        shutil.copytree(old, out)
+def make(out):
+    quantize(source, out, targets, name="m", force=bool(old))
+
+def died(work, out, point):
     child = os.fork()
     if not child:
-        run(out, point)
-    if os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) != 9:
-        break
+        calls = iter(range(1000))
+        Path.rename = lambda path, to: os._exit(9) if next(calls) == point else rename(path, to)
+        work(out)
+        os._exit(0)
+    return os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == 9
+
+for point in range(100):
+    for again in range(3 if old else 1):  # the run that mends is killed, too
+        out = Path(root) / f"{point}-{again}"
+        if old:
+            shutil.copytree(old, out)
+        if not died(make, out, point):
+            sys.exit()
+        if again:
+            died(mend, out, again - 1)
 """
 
 
@@ -302,25 +313,34 @@ for point in range(100):
 def test_a_crash_before_any_rename_can_be_mended(tmp_path: Path, source: Path, force: bool) -> None:
     old = tmp_path / "old" if force else None
     if old:
-        quantize(str(source), old, TARGETS, name="m")
+        older = write_checkpoint(tmp_path / "s", shape=Shape(layers=1), dtype="F16")
+        quantize(str(older), old, TARGETS, name="m")
     root = tmp_path / "crashed"
     arguments = [str(source), str(old or ""), str(root), *TARGETS]
     subprocess.run([sys.executable, "-c", DIE_AT_EACH_RENAME, *arguments], check=True)
-    *crashed, whole = sorted(root.iterdir(), key=lambda path: int(path.name))
-    assert len(crashed) == (10 if force else 5), "a file and its sidecar, in and aside; a folder"
+    *crashed, whole = sorted(root.iterdir(), key=lambda path: [*map(int, path.name.split("-"))])
+    assert len(crashed) == (3 * 10 if force else 5), "a file and its sidecar, aside and in"
     assert_complete(whole)
-    data = [name for name in NAMES if not name.endswith(SIDECAR_NAME)]
     for out in crashed:
         assert_complete(out)
-        staged = {path.name for path in (out / STAGING_NAME).iterdir()}
-        for name in data:
-            assert (out / name).exists() or {name, f"{name}.replaced"} & staged
-            assert not force or (out / name).exists() or f"{name}.replaced" in staged, "lost"
-        job = quantize(str(source), out, TARGETS, name="m")
-        if force:  # what was there before is back, described, and not made again unasked
-            assert all(result.kept for result in job.results)
+        with staging_folder(out):
+            assert_complete(out)
+            if force:  # what was there before is back and described, or the new is there
+                assert {path.name for path in out.iterdir()} == NAMES | {STAGING_NAME}
+        quantize(str(source), out, TARGETS, name="m", force=force)
         assert {path.name for path in out.iterdir()} == NAMES
         assert_complete(out)
+
+
+def test_a_side_file_is_part_of_what_an_output_is_made_from(tmp_path: Path, source: Path) -> None:
+    copy = shutil.copytree(source, tmp_path / "copy")
+    (copy / "LICENSE").write_text("old")
+    quantize(str(copy), tmp_path / "out", TARGETS, name="m")
+    (copy / "LICENSE").write_text("new")
+    (gguf,) = quantize(str(copy), tmp_path / "out", ["Q8_0"], name="m").results
+    assert gguf.kept
+    with pytest.raises(OutputError, match="m-FP8_DYNAMIC: exists"):
+        quantize(str(copy), tmp_path / "out", TARGETS, name="m")
 
 
 @pytest.fixture

@@ -87,7 +87,13 @@ def test_awkward_rows(tmp_path: Path, dtype: str) -> None:
 
 def test_mixed_16_bit_dtypes_keep_the_library_s_order(tmp_path: Path) -> None:
     norm = torch.ones(256, dtype=torch.float16)
-    edit = {"model.norm.weight": norm, "model.layers.0.input_layernorm.weight": norm.float()}
+    edit = {
+        "model.norm.weight": norm,
+        "model.layers.0.input_layernorm.weight": norm.float(),
+        "model.layers.0.self_attn.rotary_emb.inv_freq": torch.ones(16),
+        "model.layers.1.self_attn.q_proj.bias": torch.ones(256, dtype=torch.float16),
+        "model.layers.1.mlp.down_proj.weight": torch.ones(256, 512, dtype=torch.float16),
+    }
     assert_identical(write_checkpoint(tmp_path / "source", edit=edit), tmp_path)
 
 

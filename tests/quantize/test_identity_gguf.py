@@ -17,7 +17,7 @@ from convert.plan import PlannedArtifact, plan_run
 from convert.run import run
 from quantize.job import plan_mixture, quantize
 from quantize.mixture import MIXTURES
-from tests.miniature import Shape, write_checkpoint
+from tests.miniature import Shape, change_json, write_checkpoint
 from tests.peers import FILE_TYPES, llama_fallbacks, llama_quantize
 
 NANO = Path(__file__).parents[2] / "examples" / "hermes-nano"
@@ -78,6 +78,20 @@ def test_without_rope_scaling_there_are_no_rope_factors(tmp_path: Path) -> None:
     source = write_checkpoint(tmp_path / "source", scaled=False)
     assert_identical(source, "BF16", tmp_path)
     assert "rope_freqs.weight" not in read_gguf(tmp_path / "out" / "m-Q8_0.gguf").tensors
+
+
+def test_biases_and_a_head_size_of_its_own(tmp_path: Path) -> None:
+    generator = torch.Generator().manual_seed(2)
+    sizes = {"q": 512, "k": 256, "v": 256}  # 8 heads and 4 of 64 values, where 32 are usual
+    edit = {"model.layers.0.self_attn.o_proj.weight": torch.randn(256, 512, generator=generator)}
+    for projection, rows in sizes.items():
+        name = f"model.layers.0.self_attn.{projection}_proj"
+        edit[f"{name}.weight"] = torch.randn(rows, 256, generator=generator)
+        edit[f"{name}.bias"] = torch.randn(rows, generator=generator)
+    edit = {name: tensor.bfloat16() for name, tensor in edit.items()}
+    source = write_checkpoint(tmp_path / "source", shape=Shape(layers=1), edit=edit)
+    change_json(source / "config.json", head_dim=64)
+    assert_identical(source, "BF16", tmp_path)
 
 
 @pytest.mark.parametrize(
