@@ -92,11 +92,11 @@ def run(
     Raises OutputError when a name is taken by something else and `force` is not set, or when the
     disk is full; whatever is raised, nothing incomplete is left under a final name.
     """
-    done, todo = _split_finished(plan, checkpoint, out, tool, force)
-    if todo or (out / staging.STAGING_NAME).exists():  # a killed run's is emptied
+    killed = (out / staging.STAGING_NAME).exists()  # a run, that is; it is mended first
+    done, todo = ({}, []) if killed else _split_finished(plan, checkpoint, out, tool, force)
+    if todo or killed:
         with staging.staging_folder(out) as folder:
-            # Once more, now that nobody else writes here: another run may just have ended, or the
-            # old output of a killed one been put back.
+            # Once more, now that nobody else writes here: another run may just have ended.
             done, todo = _split_finished(plan, checkpoint, out, tool, force)
             work = plan_run([artifact for artifact, _ in todo])
             _check_space(folder, work, checkpoint)

@@ -1,4 +1,7 @@
-"""What all tests share: our own warnings are errors, one torch thread, no network."""
+"""What all tests share: our own warnings are errors, one torch thread, no network.
+
+Generated examples are the same on every run; `pytest --hypothesis-profile explore` looks further.
+"""
 
 from __future__ import annotations
 
@@ -10,8 +13,13 @@ from pathlib import Path
 
 import pytest
 import torch
+from hypothesis import settings
 
 from tests.miniature import write_checkpoint
+
+settings.register_profile("repeatable", derandomize=True, deadline=None)
+settings.register_profile("explore", deadline=None)
+settings.load_profile("repeatable")
 
 OURS = r"(convert|quantize|verify|hermes_quant)(\..*)?$"
 

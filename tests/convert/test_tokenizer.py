@@ -23,6 +23,7 @@ from tests.miniature import SPECIALS, TAGS, Shape, change_json, config, write_to
 from tests.peers import LlamaVocabulary
 
 DATA = Path(__file__).parents[3] / "shared" / "data" / "vocab"
+NANO = Path(__file__).parents[2] / "examples" / "hermes-nano"
 SIZE = Shape().vocab
 SPLIT = next(pattern for pattern, _ in PRE_TOKENIZERS)
 
@@ -39,12 +40,12 @@ def vocabulary(folder: Path) -> Vocabulary:
     return read_vocabulary(folder, read_model_spec(folder / "config.json"))
 
 
-def vocabulary_file(folder: Path) -> Path:
+def vocabulary_file(folder: Path, out: Path) -> Path:
     """A GGUF of the vocabulary alone, its header written as for a whole model."""
     spec = read_model_spec(folder / "config.json")
     fields = model_fields(LLAMA, spec, folder, name=None, parameters=1)
     fields += tokenizer_fields(vocabulary(folder), read_templates(folder))
-    path = folder / "vocab.gguf"
+    path = out / "vocab.gguf"
     path.write_bytes(encode_header(fields, []))
     return path
 
@@ -218,7 +219,7 @@ def test_llama_cpp_loads_the_same_vocabulary(folder: Path) -> None:
     ours = vocabulary(folder)
     # llama.h: UNUSED 2, NORMAL 4, CONTROL 8, USER_DEFINED 16; other bits are derived
     bits = {"UNUSED": 2, "NORMAL": 4, "CONTROL": 8, "USER_DEFINED": 16}
-    with LlamaVocabulary(vocabulary_file(folder)) as theirs:
+    with LlamaVocabulary(vocabulary_file(folder, folder)) as theirs:
         assert [theirs.text(i) for i in range(len(theirs))] == list(ours.tokens)
         for i, kind in enumerate(ours.types):
             assert theirs.attribute(i) & 30 == bits[kind.name], ours.tokens[i]
@@ -233,18 +234,19 @@ def test_llama_cpp_loads_the_same_vocabulary(folder: Path) -> None:
 
 pieces = st.one_of(
     st.text(st.characters(exclude_categories=["Cs"]), max_size=8),
-    st.sampled_from([*SPECIALS, *TAGS, " th", "'ll", "\r\n\n", "1234", "\t "]),
+    st.sampled_from([*SPECIALS, *TAGS, " the", "'ll", "'VE", "\r\n\n", "12345", "\t ", "  "]),
+    st.sampled_from(
+        ['{"name": "', '", "arguments": {}}', " I cannot help", "\u00e9t\u00e9", "!?..\n"]
+    ),
 )
 
 
 @pytest.fixture(scope="module")
 def both(tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[Tokenizer, LlamaVocabulary]]:
-    """The miniature's vocabulary in the tokenizers library and in llama.cpp."""
-    folder = tmp_path_factory.mktemp("vocabulary")
-    write_tokenizer(folder)
-    (folder / "config.json").write_text(json.dumps(config(Shape(), tied=False)))
-    with LlamaVocabulary(vocabulary_file(folder)) as theirs:
-        yield Tokenizer.from_file(str(folder / "tokenizer.json")), theirs
+    """The vocabulary of hermes-nano in the tokenizers library and in llama.cpp."""
+    path = vocabulary_file(NANO, tmp_path_factory.mktemp("vocabulary"))
+    with LlamaVocabulary(path) as theirs:
+        yield Tokenizer.from_file(str(NANO / "tokenizer.json")), theirs
 
 
 @settings(max_examples=100, deadline=None)
@@ -296,7 +298,7 @@ def test_the_golden_strings_of_llama_3(tmp_path: Path) -> None:
     golden = Path(f"{name}.out").read_text().split("\n")[: len(texts)]
     assert len(texts) >= 47
     tokenizer = Tokenizer.from_file(str(tmp_path / "tokenizer.json"))
-    with LlamaVocabulary(vocabulary_file(tmp_path)) as theirs:
+    with LlamaVocabulary(vocabulary_file(tmp_path, tmp_path)) as theirs:
         for text, line in zip(texts, golden, strict=True):
             ids = [int(token) for token in line.split()]
             assert theirs.tokenize(text, special=False) == ids, repr(text)
