@@ -7,7 +7,7 @@ NANO := examples/hermes-nano
 DEMO := demo
 DEMO_LIMIT ?= 240
 
-.PHONY: demo test lint check format clean
+.PHONY: demo test lint check conformance format clean
 
 demo: .venv/.verify
 	$(BIN)/hermes-quant quantize $(NANO) --out $(DEMO) $(foreach target,$(TARGETS),--to $(target))
@@ -26,6 +26,10 @@ lint: .venv/.test
 	$(BIN)/mypy
 
 check: test lint
+
+# Real vocabularies come from $$HERMES_QUANT_DATA, or from ../shared/data beside the checkout.
+conformance: .venv/.test
+	$(BIN)/python -m benchmarks.conformance --work build/peers
 
 format: .venv/.test
 	$(BIN)/ruff format .

@@ -46,6 +46,12 @@ NameOption = Annotated[
     str | None,
     typer.Option(help="Name of the outputs; default: the model card's, else the folder's."),
 ]
+MetadataOption = Annotated[
+    Path | None, typer.Option(help="JSON file of GGUF metadata (general.author, ...).")
+]
+SplitOption = Annotated[
+    str | None, typer.Option(metavar="SIZE", help="Largest GGUF file, with a unit: 50GB.")
+]
 ForceOption = Annotated[bool, typer.Option("--force", help="Replace outputs that exist.")]
 DryRunOption = Annotated[
     bool, typer.Option("--dry-run", help="Print exact sizes and needs; write nothing.")
@@ -75,10 +81,26 @@ def quantize(
     to: Annotated[
         list[str],
         typer.Option(
-            "--to", help="FP8_DYNAMIC, Q8_0, Q6_K, Q5_K_M, Q4_K_M, BF16, F16, F32; repeatable."
+            "--to",
+            help="FP8_DYNAMIC, Q8_0, Q6_K, Q5_K_M, Q4_K_M, IQ4_XS, ... any llama.cpp type, BF16,"
+            " F16, F32; repeatable.",
         ),
     ],
+    imatrix: Annotated[
+        Path | None, typer.Option(help="Importance matrix for the GGUF types (GGUF or .dat).")
+    ] = None,
+    tensor_type: Annotated[
+        list[str] | None,
+        typer.Option(metavar="PATTERN=TYPE", help="Type of the tensors whose name matches."),
+    ] = None,
+    output_type: Annotated[str | None, typer.Option(help="Type of output.weight.")] = None,
+    embedding_type: Annotated[str | None, typer.Option(help="Type of token_embd.weight.")] = None,
+    leave_output: Annotated[
+        bool, typer.Option("--leave-output", help="Keep output.weight in the source's dtype.")
+    ] = False,
+    split_max_size: SplitOption = None,
     name: NameOption = None,
+    metadata: MetadataOption = None,
     force: ForceOption = False,
     dry_run: DryRunOption = False,
     as_json: JsonOption = False,
@@ -86,9 +108,28 @@ def quantize(
     """Make any number of quantized artifacts from one read of the checkpoint."""
     with _errors():
         from quantize.job import quantize as verb
+        from quantize.mixture import Overrides, parse_pattern, parse_type
 
+        overrides = Overrides(
+            patterns=tuple(parse_pattern(text) for text in tensor_type or ()),
+            output_type=parse_type(output_type) if output_type else None,
+            embedding_type=parse_type(embedding_type) if embedding_type else None,
+            leave_output=leave_output,
+        )
         with _progress(dry_run or as_json) as report:
-            job = verb(model, out, to, name=name, force=force, dry_run=dry_run, on_progress=report)
+            job = verb(
+                model,
+                out,
+                to,
+                imatrix=imatrix,
+                overrides=overrides,
+                max_file_bytes=_bytes(split_max_size),
+                name=name,
+                metadata=metadata,
+                force=force,
+                dry_run=dry_run,
+                on_progress=report,
+            )
         _print_job(job, out, as_json)
 
 
@@ -97,7 +138,9 @@ def convert(
     model: ModelArgument,
     out: OutOption,
     to: Annotated[list[str], typer.Option("--to", help="BF16, F16 or F32; repeatable.")],
+    split_max_size: SplitOption = None,
     name: NameOption = None,
+    metadata: MetadataOption = None,
     force: ForceOption = False,
     dry_run: DryRunOption = False,
     as_json: JsonOption = False,
@@ -107,7 +150,17 @@ def convert(
         from convert.job import convert as verb
 
         with _progress(dry_run or as_json) as report:
-            job = verb(model, out, to, name=name, force=force, dry_run=dry_run, on_progress=report)
+            job = verb(
+                model,
+                out,
+                to,
+                max_file_bytes=_bytes(split_max_size),
+                name=name,
+                metadata=metadata,
+                force=force,
+                dry_run=dry_run,
+                on_progress=report,
+            )
         _print_job(job, out, as_json)
 
 
@@ -248,6 +301,12 @@ def _print_json(data: Any) -> None:
     typer.echo(json.dumps(data, indent=2))
 
 
+def _bytes(size: str | None) -> int | None:
+    from convert.size import parse_size
+
+    return None if size is None else parse_size(size)
+
+
 def _size(size_bytes: int) -> str:
     """A size as people compare them: decimal units, three digits."""
     value = float(size_bytes)
@@ -284,6 +343,8 @@ def _print_job(job: Job, out: Path, as_json: bool) -> None:
         bits = f"{8 * planned.size_bytes / job.parameters:.2f}"
         table.add_row(planned.name, f"{size:,}", _size(size), bits, state)
     _print(table)
+    for lint in job.lints:
+        typer.echo(f"warning: {lint}", err=True)
     for planned in job.plan.artifacts:
         for warning in planned.warnings:
             typer.echo(f"warning: {planned.name}: {warning}", err=True)
@@ -313,6 +374,7 @@ def _job_json(job: Job) -> dict[str, Any]:
         "write_bytes": job.plan.write_bytes,
         "disk_bytes": job.disk_bytes,
         "memory_bytes": job.memory_bytes,
+        "lints": [asdict(lint) for lint in job.lints],
         "planned": [
             {
                 "name": planned.name,

@@ -9,7 +9,6 @@ numerics profile is `ieee754`.
 
 from __future__ import annotations
 
-import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -33,7 +32,7 @@ class Cast:
 
     def parts(self, shape: tuple[int, ...], dtype: str) -> tuple[Part, ...]:
         """One part of the tensor's own shape."""
-        columns = math.prod(shape[1:]) if len(shape) > 1 else math.prod(shape)
+        columns = shape[-1] if shape else 1
         return (Part("", self.name, shape, 1, columns * DTYPES[self.name].itemsize),)
 
     def reduce(self, state: Any, block: Block) -> Any:

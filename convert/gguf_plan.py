@@ -13,19 +13,22 @@ from __future__ import annotations
 
 import math
 import re
-from collections.abc import Callable, Sequence
+from collections import defaultdict
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
 
 import numpy as np
 
 from convert.cast import Cast
-from convert.families import Tensor
+from convert.errors import InputError, TensorError
+from convert.families.rules import Tensor
 from convert.gguf import Field, GGUFTensor, encode_header, pad
 from convert.model_spec import ModelSpec
 from convert.output_tensor import HeadInterleave, OutputTensor, Scheme, Source
 from convert.plan import PlacedTensor, PlannedArtifact, PlannedFile
 
 ROPE_FREQS = "rope_freqs.weight"
+_EXPERT_MATRICES = 3
 _LAST_FIELDS = ("general.quantization_version", "general.file_type")
 
 
@@ -35,18 +38,18 @@ class GGUFOutput:
 
     tensor: OutputTensor
     role: str
+    layer: int | None = None
 
     @property
     def is_matrix(self) -> bool:
         """Whether a 16-bit or quantized type applies to it; everything else is F32."""
-        name = self.tensor.name
-        matrix = len(self.tensor.shape) > 1 and name.endswith(".weight")
-        return matrix and not name.endswith("_norm.weight")
+        matrix = len(self.tensor.shape) > 1 and self.tensor.name.endswith(".weight")
+        return matrix and self.role not in ("norm", "router")
 
 
 def gguf_outputs(spec: ModelSpec, tensors: Sequence[Tensor]) -> list[GGUFOutput]:
     """The tensors of a GGUF file in the converter's order, all stored as F32 as yet."""
-    outputs = [_output(spec, tensor) for tensor in tensors if tensor.rule.gguf is not None]
+    outputs = list(_outputs(spec, tensors))
     if spec.rope_scaling is None:
         return outputs
     factors = rope_factors(spec)
@@ -54,13 +57,38 @@ def gguf_outputs(spec: ModelSpec, tensors: Sequence[Tensor]) -> list[GGUFOutput]
     return [GGUFOutput(rope, "rope_freqs"), *outputs]
 
 
-def _output(spec: ModelSpec, tensor: Tensor) -> GGUFOutput:
-    info, name = tensor.info, tensor.gguf_name
+def _outputs(spec: ModelSpec, tensors: Sequence[Tensor]) -> Iterator[GGUFOutput]:
+    """Tensors in order; the experts of a layer are stacked where the last of them stands."""
+    stacks: dict[int | None, dict[str, list[Tensor]]] = defaultdict(lambda: defaultdict(list))
+    for tensor in tensors:
+        if tensor.rule.gguf is None:
+            continue
+        if tensor.expert is None:
+            yield _output(spec, (tensor,))
+            continue
+        stack = stacks[tensor.layer]
+        stack[tensor.rule.hf].append(tensor)
+        if sum(len(experts) for experts in stack.values()) == _EXPERT_MATRICES * spec.num_experts:
+            for _, experts in sorted(stack.items()):
+                yield _output(spec, sorted(experts, key=lambda t: t.expert or 0))
+
+
+def _output(spec: ModelSpec, tensors: Sequence[Tensor]) -> GGUFOutput:
+    """One output of one tensor, or of all experts of a layer."""
+    first = tensors[0]
+    info, name = first.info, first.gguf_name
     assert name is not None
-    order = HeadInterleave(spec.head_dim) if tensor.rule.interleave else None
-    source = (Source(info, 0, info.rows),)
-    output = OutputTensor(name, info.shape, info.dtype, Cast("F32"), source, order)
-    return GGUFOutput(output, tensor.rule.role)
+    for tensor in tensors:
+        if tensor.info.dtype != info.dtype:
+            raise TensorError(
+                f"{tensor.info.name}: dtype {tensor.info.dtype}, but {info.name} has {info.dtype};"
+                " experts that are stacked must have one dtype"
+            )
+    order = HeadInterleave(spec.head_dim) if first.rule.interleave else None
+    shape = info.shape if first.expert is None else (len(tensors), *info.shape)
+    sources = tuple(Source(tensor.info, 0, tensor.info.rows) for tensor in tensors)
+    output = OutputTensor(name, shape, info.dtype, Cast("F32"), sources, order)
+    return GGUFOutput(output, first.rule.role, first.layer)
 
 
 def with_schemes(
@@ -129,20 +157,67 @@ def plan_gguf(
     target: str,
     fields: Sequence[Field],
     tensors: Sequence[OutputTensor],
+    *,
+    max_file_bytes: int | None = None,
     warnings: tuple[str, ...] = (),
 ) -> PlannedArtifact:
-    """Place `tensors` in a file called `name`, in the order given."""
-    placed, offset = [], 0
+    """Place `tensors` in `<name>.gguf`, in the order given.
+
+    Where their data exceeds `max_file_bytes` they go into a folder `<name>` of files
+    `<name>-00001-of-0000N.gguf`, as llama-gguf-split divides them: all fields in the first file,
+    `split.*` in each.
+    """
+    groups = _split(tensors, max_file_bytes)
+    if len(groups) == 1:
+        file = _plan_file(f"{name}.gguf", fields, tensors)
+        return PlannedArtifact(file.path, target, (file,), warnings=warnings)
+    files = []
+    for i, group in enumerate(groups):
+        numbers = [
+            Field("split.no", "u16", i),
+            Field("split.tensors.count", "i32", len(tensors)),
+            Field("split.count", "u16", len(groups)),
+        ]
+        path = f"{name}/{name}-{i + 1:05d}-of-{len(groups):05d}.gguf"
+        files.append(_plan_file(path, [*(fields if i == 0 else ()), *numbers], group))
+    return PlannedArtifact(name, target, tuple(files), is_folder=True, warnings=warnings)
+
+
+def _data_bytes(tensor: OutputTensor) -> int:
+    (part,) = tensor.parts
+    return pad(part.size_bytes(tensor.rows))
+
+
+def _split(tensors: Sequence[OutputTensor], max_file_bytes: int | None) -> list[list[OutputTensor]]:
+    """Consecutive groups whose data fits; a tensor that alone does not fit is an error."""
+    if max_file_bytes is None:
+        return [list(tensors)]
+    groups: list[list[OutputTensor]] = [[]]
+    used = 0
+    for tensor in tensors:
+        size = _data_bytes(tensor)
+        if size > max_file_bytes:
+            raise InputError(
+                f"{tensor.name}: takes {size:,} bytes, more than the {max_file_bytes:,} that"
+                " --split-max-size allows a file"
+            )
+        if used + size > max_file_bytes:
+            groups.append([])
+            used = 0
+        groups[-1].append(tensor)
+        used += size
+    return groups
+
+
+def _plan_file(path: str, fields: Sequence[Field], tensors: Sequence[OutputTensor]) -> PlannedFile:
+    infos, offset = [], 0
     for tensor in tensors:
         (part,) = tensor.parts
-        placed.append((tensor, part, offset))
-        offset += pad(part.size_bytes(tensor.rows))
-    infos = [GGUFTensor(t.name, part.dtype, t.shape, at) for t, part, at in placed]
+        infos.append(GGUFTensor(tensor.name, part.dtype, tensor.shape, offset))
+        offset += _data_bytes(tensor)
     header = encode_header(fields, infos)
-    file = PlannedFile(
-        path=name,
-        header=header,
-        size_bytes=len(header) + offset,
-        tensors=tuple(PlacedTensor(t, (len(header) + at,)) for t, _, at in placed),
+    placed = (
+        PlacedTensor(tensor, (len(header) + info.offset,))
+        for tensor, info in zip(tensors, infos, strict=True)
     )
-    return PlannedArtifact(name, target, (file,), warnings=warnings)
+    return PlannedFile(path, header, len(header) + offset, tuple(placed))

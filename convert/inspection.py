@@ -12,13 +12,13 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from convert.authorship import read_authorship
 from convert.chat_template import CONFIG_NAME, Templates, read_templates
 from convert.checkpoint import Checkpoint
 from convert.errors import UnsupportedError
 from convert.families import family_of
 from convert.gguf import GGUFFile, read_gguf
 from convert.hub import is_on_disk, locate
-from convert.metadata import read_model_card
 from convert.model_spec import ModelSpec, read_json_object
 
 _SPECIALS = ("bos", "eos", "pad", "unknown")
@@ -90,7 +90,7 @@ def _inspect_checkpoint(checkpoint: Checkpoint) -> Inspection:
     templates: Templates = read_templates(folder)
     return Inspection(
         kind=f"{spec.quantization} folder" if spec.quantization else "checkpoint",
-        name=read_model_card(folder).name,
+        name=read_authorship(folder).name,
         architecture=spec.architecture,
         family=_family(spec),
         quantization=_quantization(folder),

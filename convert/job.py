@@ -9,8 +9,10 @@ from __future__ import annotations
 import os
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
+from functools import partial
 from importlib.metadata import version
 from pathlib import Path
+from typing import Any
 
 from convert.errors import InputError
 from convert.model import FLOAT_FILE_TYPES, Model, open_model, plan_float
@@ -23,11 +25,15 @@ from convert.run import (
     run,
     working_memory_bytes,
 )
+from convert.tokenizer_lints import Lint
 
 Planner = Callable[[Model, str], PlannedArtifact]
 """From a model and a target's name to a planned artifact."""
 
-PLANNERS: dict[str, Planner] = dict.fromkeys(FLOAT_FILE_TYPES, plan_float)
+
+def planners(max_file_bytes: int | None = None) -> dict[str, Planner]:
+    """The targets that change form only."""
+    return dict.fromkeys(FLOAT_FILE_TYPES, partial(plan_float, max_file_bytes=max_file_bytes))
 
 
 @dataclass(frozen=True, slots=True)
@@ -39,6 +45,7 @@ class Job:
     plan: Plan
     disk_bytes: int
     memory_bytes: int
+    lints: tuple[Lint, ...]
     results: tuple[Result, ...]
 
 
@@ -52,7 +59,9 @@ def convert(
     out: Path,
     targets: Sequence[str],
     *,
+    max_file_bytes: int | None = None,
     name: str | None = None,
+    metadata: Path | None = None,
     force: bool = False,
     dry_run: bool = False,
     on_progress: Progress | None = None,
@@ -62,8 +71,10 @@ def convert(
         model,
         out,
         targets,
-        PLANNERS,
+        planners(max_file_bytes),
         name=name,
+        metadata=metadata,
+        recipe={} if max_file_bytes is None else {"max_file_bytes": max_file_bytes},
         force=force,
         dry_run=dry_run,
         on_progress=on_progress,
@@ -74,27 +85,30 @@ def make(
     model: str,
     out: Path,
     targets: Sequence[str],
-    planners: Mapping[str, Planner],
+    known: Mapping[str, Planner],
     *,
     name: str | None,
+    metadata: Path | None,
+    recipe: Mapping[str, Any],
     force: bool,
     dry_run: bool,
     on_progress: Progress | None,
 ) -> Job:
     """Plan every target by its planner and run the plan over one read of the checkpoint."""
     wanted = list(dict.fromkeys(targets))
-    unknown = [target for target in wanted if target not in planners]
+    unknown = [target for target in wanted if target not in known]
     if unknown or not wanted:
         what = f"unknown target {unknown[0]!r}" if unknown else "no target"
-        raise InputError(f"{what}; --to takes {', '.join(planners)}")
-    with open_model(model, name) as opened:
-        plan = plan_run([planners[target](opened, target) for target in wanted])
+        raise InputError(f"{what}; --to takes {', '.join(known)}")
+    with open_model(model, name, metadata) as opened:
+        plan = plan_run([known[target](opened, target) for target in wanted])
         job = Job(
             name=opened.name,
             parameters=opened.parameters,
             plan=plan,
             disk_bytes=disk_bytes(plan, opened.checkpoint),
             memory_bytes=working_memory_bytes(DEFAULT_BUDGET_BYTES, os.cpu_count() or 1),
+            lints=opened.lints(),
             results=(),
         )
         if dry_run:
@@ -104,7 +118,7 @@ def make(
             opened.checkpoint,
             out,
             source=opened.source(),
-            recipe={"targets": wanted, "name": name},
+            recipe={"name": name, **recipe},
             tool=tool_version(),
             force=force,
             on_progress=on_progress,

@@ -1,116 +1,79 @@
 """What a GGUF header says about the model, apart from its tensors.
 
-In: the typed config, the generation config, the model card, the vocabulary, the chat templates.
+In: the typed config, the generation config, the authorship, the vocabulary, the chat templates.
 Out: fields in the order in which llama.cpp's converter writes them (`conversion/base.py`, MIT).
-
-The model's name comes from the user or from the card's front matter (`model_name`, else the first
-`model-index` entry), never from a folder: a local path has no place in a published file. Sampling
-settings of generation_config.json are kept, because llama.cpp takes its defaults from them.
+Sampling settings of generation_config.json are kept, because llama.cpp takes its defaults from
+them.
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
+from convert.authorship import Authorship
 from convert.chat_template import DEFAULT, Templates
 from convert.errors import CheckpointError
-from convert.families import Family
+from convert.families.rules import Family
 from convert.gguf import Field
 from convert.model_spec import ModelSpec, read_json_object
 from convert.tokenizer import Vocabulary
 
 QUANTIZATION_VERSION = 2
+_HEAD_DIM_BY_DEFAULT = ("llama", "mistral")
+"""Models whose config class in transformers fills head_dim in, so that the converter sees it."""
 _SAMPLING = {
+    "sequence": ("sequence", "str"),
     "top_k": ("top_k", "i32"),
     "top_p": ("top_p", "f32"),
     "min_p": ("min_p", "f32"),
+    "xtc_probability": ("xtc_probability", "f32"),
+    "xtc_threshold": ("xtc_threshold", "f32"),
     "temperature": ("temp", "f32"),
+    "penalty_last_n": ("penalty_last_n", "i32"),
     "repetition_penalty": ("penalty_repeat", "f32"),
+    "mirostat": ("mirostat", "i32"),
+    "mirostat_tau": ("mirostat_tau", "f32"),
+    "mirostat_eta": ("mirostat_eta", "f32"),
 }
 
 
-@dataclass(frozen=True, slots=True)
-class ModelCard:
-    """The front matter of a README.md, as far as GGUF has fields for it."""
+def size_label(parameters: int, experts: int = 0) -> str:
+    """A parameter count in two significant digits: 8030261248 is `8.0B`.
 
-    name: str | None = None
-    license: str | None = None
-    tags: tuple[str, ...] = ()
-    languages: tuple[str, ...] = ()
-
-
-def read_model_card(folder: Path) -> ModelCard:
-    """Read README.md; a missing card or one without front matter is an empty one."""
-    path = folder / "README.md"
-    if not path.is_file():
-        return ModelCard()
-    import yaml
-    from huggingface_hub import metadata_load
-
-    try:
-        data = metadata_load(path) or {}
-    except (yaml.YAMLError, ValueError, RecursionError) as error:
-        problem = str(error).replace("\n", " ")
-        raise CheckpointError(f"{path}: the front matter is not valid YAML: {problem}") from error
-    return ModelCard(
-        name=_card_name(data),
-        license=_text(data.get("license")),
-        tags=_texts(data.get("tags")),
-        languages=_texts(data.get("language")),
-    )
-
-
-def _card_name(data: Mapping[str, Any]) -> str | None:
-    index = data.get("model-index")
-    entry = index[0] if isinstance(index, list) and index and isinstance(index[0], dict) else {}
-    return _text(data.get("model_name")) or _text(entry.get("name"))
-
-
-def _text(value: object) -> str | None:
-    return value if isinstance(value, str) and value else None
-
-
-def _texts(value: object) -> tuple[str, ...]:
-    values = value if isinstance(value, list) else [value]
-    return tuple(text for text in values if isinstance(text, str) and text)
-
-
-def size_label(parameters: int) -> str:
-    """A parameter count in two significant digits: 8030261248 is `8.0B`."""
+    With experts, the count of one expert's model: `8x7.2B`.
+    """
     units = ((1e12, "T"), (1e9, "B"), (1e6, "M"), (1e3, "K"))
     limit, suffix = next((unit for unit in units if parameters > unit[0]), units[-1])
     scaled = parameters / limit
     digits = len(str(round(scaled)).lstrip("0"))
-    return f"{scaled:.{max(2 - digits, 0)}f}{suffix}"
+    label = f"{scaled:.{max(2 - digits, 0)}f}{suffix}"
+    return f"{experts}x{label}" if experts else label
 
 
 def model_fields(
-    family: Family, spec: ModelSpec, folder: Path, *, name: str | None, parameters: int
+    family: Family,
+    spec: ModelSpec,
+    folder: Path,
+    *,
+    authorship: Authorship,
+    parameters: int,
+    file_type: int,
 ) -> list[Field]:
-    """`general.*` and architecture fields, without the file type."""
-    card = read_model_card(folder)
-    fields = [
+    """`general.*` and architecture fields: everything that stands before the tokenizer's.
+
+    `parameters` counts all values, of stacked experts those of one expert.
+    """
+    return [
         Field("general.architecture", "str", family.gguf_architecture),
         Field("general.type", "str", "model"),
         *_sampling_fields(folder),
+        *authorship.fields(size_label(parameters, spec.num_experts)),
+        *_architecture_fields(family.gguf_architecture, spec, file_type),
+        Field("general.quantization_version", "u32", QUANTIZATION_VERSION),
     ]
-    for key, value in (
-        ("general.name", name or card.name),
-        ("general.size_label", size_label(parameters)),
-        ("general.license", card.license),
-    ):
-        if value:
-            fields.append(Field(key, "str", value))
-    for key, values in (("general.tags", card.tags), ("general.languages", card.languages)):
-        if values:
-            fields.append(Field(key, "[str]", values))
-    return fields + _architecture_fields(family.gguf_architecture, spec)
 
 
-def _architecture_fields(arch: str, spec: ModelSpec) -> list[Field]:
+def _architecture_fields(arch: str, spec: ModelSpec, file_type: int) -> list[Field]:
     sizes: list[tuple[str, str, float]] = [
         ("block_count", "u32", spec.num_hidden_layers),
         ("context_length", "u32", spec.max_position_embeddings),
@@ -121,16 +84,22 @@ def _architecture_fields(arch: str, spec: ModelSpec) -> list[Field]:
         ("rope.freq_base", "f32", spec.rope_theta),
         ("attention.layer_norm_rms_epsilon", "f32", spec.rms_norm_eps),
     ]
-    if spec.head_dim_stated:
+    if spec.num_experts:
+        sizes += [
+            ("expert_count", "u32", spec.num_experts),
+            ("expert_used_count", "u32", spec.num_experts_per_tok),
+        ]
+    if spec.head_dim_stated or spec.model_type in _HEAD_DIM_BY_DEFAULT:
         sizes += [
             ("attention.key_length", "u32", spec.head_dim),
             ("attention.value_length", "u32", spec.head_dim),
         ]
-    sizes += [
-        ("vocab_size", "u32", spec.vocab_size),
-        ("rope.dimension_count", "u32", spec.head_dim),
-    ]
-    return [Field(f"{arch}.{key}", kind, value) for key, kind, value in sizes]
+    fields = [Field(f"{arch}.{key}", kind, value) for key, kind, value in sizes]
+    fields.append(Field("general.file_type", "u32", file_type))
+    if arch == "llama":
+        fields.append(Field("llama.vocab_size", "u32", spec.vocab_size))
+        fields.append(Field("llama.rope.dimension_count", "u32", spec.head_dim))
+    return fields
 
 
 def _sampling_fields(folder: Path) -> list[Field]:
@@ -139,23 +108,14 @@ def _sampling_fields(folder: Path) -> list[Field]:
     fields = []
     for key, (name, kind) in _SAMPLING.items():
         value = settings.get(key)
-        if isinstance(value, int | float) and not isinstance(value, bool):
+        if kind == "str" and isinstance(value, str):
+            fields.append(Field(f"general.sampling.{name}", kind, value))
+        elif kind != "str" and isinstance(value, int | float) and not isinstance(value, bool):
             if not abs(value) < 2**31:
                 raise CheckpointError(f"{path}: {key} is {value}; expected a sampling setting")
             number = int(value) if kind == "i32" else float(value)
             fields.append(Field(f"general.sampling.{name}", kind, number))
     return fields
-
-
-def with_file_type(fields: Sequence[Field], file_type: int) -> list[Field]:
-    """The model's fields with the type of the file's matrices and the format's version."""
-    kept = list(fields)
-    at = next((i for i, f in enumerate(kept) if f.key.endswith(".vocab_size")), len(kept))
-    kept.insert(at, Field("general.file_type", "u32", file_type))
-    version = Field("general.quantization_version", "u32", QUANTIZATION_VERSION)
-    at = next((i for i, f in enumerate(kept) if f.key.startswith("tokenizer.")), len(kept))
-    kept.insert(at, version)
-    return kept
 
 
 def tokenizer_fields(vocabulary: Vocabulary, templates: Templates) -> list[Field]:

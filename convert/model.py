@@ -9,27 +9,33 @@ from __future__ import annotations
 import math
 import re
 from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
 from types import TracebackType
 from typing import Any
 
+from convert.authorship import Authorship, read_authorship
 from convert.cast import Cast
 from convert.chat_template import read_templates
 from convert.checkpoint import Checkpoint
 from convert.errors import InputError, TensorError, UnsupportedError
-from convert.families import Family, Tensor, family_of
+from convert.families import family_of
+from convert.families.rules import Family, Tensor
 from convert.gguf import Field
 from convert.gguf_plan import GGUFOutput, gguf_outputs, plan_gguf, with_schemes
 from convert.hub import Origin, locate
-from convert.metadata import model_fields, read_model_card, tokenizer_fields, with_file_type
+from convert.metadata import model_fields, tokenizer_fields
+from convert.output_tensor import OutputTensor
 from convert.plan import PlannedArtifact
 from convert.tensor import SOURCE_DTYPES
-from convert.tokenizer import read_vocabulary
+from convert.tokenizer import Vocabulary, read_vocabulary
+from convert.tokenizer_lints import Lint, lint_tokenizer
 
 FLOAT_FILE_TYPES = {"F32": 0, "F16": 1, "BF16": 32}
 """The targets that change form only, and their number in `general.file_type`."""
 
 
-@dataclass(slots=True)
+@dataclass
 class Model:
     """A checkpoint opened for work; a context manager that closes it."""
 
@@ -38,7 +44,7 @@ class Model:
     family: Family
     tensors: tuple[Tensor, ...]
     name: str
-    stated_name: str | None
+    authorship: Authorship
 
     def __enter__(self) -> Model:
         return self
@@ -59,7 +65,7 @@ class Model:
     def source(self) -> dict[str, Any]:
         """What a sidecar says of the source: names and sizes, no local path."""
         return {
-            "name": self.stated_name,
+            "name": self.authorship.name,
             "repo": self.origin.repo,
             "revision": self.origin.revision,
             "architecture": self.checkpoint.spec.architecture,
@@ -72,15 +78,43 @@ class Model:
 
     def gguf_fields(self, file_type: int) -> list[Field]:
         """The header fields of a GGUF of this model, as llama.cpp's converter orders them."""
-        spec, folder = self.checkpoint.spec, self.checkpoint.path
-        outputs = self.gguf_outputs()
-        values = sum(math.prod(output.tensor.shape) for output in outputs)
-        fields = model_fields(self.family, spec, folder, name=self.stated_name, parameters=values)
-        fields += tokenizer_fields(read_vocabulary(folder, spec), read_templates(folder))
-        return with_file_type(fields, file_type)
+        fields = model_fields(
+            self.family,
+            self.checkpoint.spec,
+            self.checkpoint.path,
+            authorship=self.authorship,
+            parameters=sum(_labelled_values(output.tensor) for output in self.gguf_outputs()),
+            file_type=file_type,
+        )
+        return fields + self.tokenizer_fields
+
+    @cached_property
+    def vocabulary(self) -> Vocabulary:
+        """The vocabulary; one reading serves every target."""
+        return read_vocabulary(self.checkpoint.path, self.checkpoint.spec)
+
+    @cached_property
+    def tokenizer_fields(self) -> list[Field]:
+        """The vocabulary's fields and the chat templates."""
+        return tokenizer_fields(self.vocabulary, read_templates(self.checkpoint.path))
+
+    def lints(self) -> tuple[Lint, ...]:
+        """What is suspicious about the tokenizer and the templates.
+
+        The vocabulary is looked at only if a target needed it: an FP8 folder copies the tokenizer
+        whatever it is.
+        """
+        vocabulary: Vocabulary | None = self.__dict__.get("vocabulary")
+        return lint_tokenizer(self.checkpoint.path, self.checkpoint.spec, vocabulary)
 
 
-def open_model(reference: str, name: str | None = None) -> Model:
+def _labelled_values(tensor: OutputTensor) -> int:
+    """Values that count for the size label: of stacked experts, one."""
+    stacked = len(tensor.shape) > 2
+    return math.prod(tensor.shape[1:] if stacked else tensor.shape)
+
+
+def open_model(reference: str, name: str | None = None, metadata: Path | None = None) -> Model:
     """Open the checkpoint at `reference` (folder or hub id) and recognise all its tensors."""
     origin = locate(reference)
     checkpoint = Checkpoint.open(origin.folder, origin.revision)
@@ -98,9 +132,12 @@ def open_model(reference: str, name: str | None = None) -> Model:
                 f"{tensor.info.name}: dtype {tensor.info.dtype} in {tensor.info.file}; expected one"
                 f" of {', '.join(SOURCE_DTYPES)}"
             )
-    stated = name or read_model_card(origin.folder).name
+    authorship = read_authorship(
+        origin.folder, name=name, metadata=metadata, repo=origin.repo, revision=origin.revision
+    )
     fallback = origin.repo.rpartition("/")[2] if origin.repo else origin.folder.resolve().name
-    return Model(origin, checkpoint, family, tensors, _file_name(stated or fallback), stated)
+    file_name = _file_name(authorship.name or fallback)
+    return Model(origin, checkpoint, family, tensors, file_name, authorship)
 
 
 def _file_name(name: str) -> str:
@@ -111,8 +148,9 @@ def _file_name(name: str) -> str:
     return cleaned
 
 
-def plan_float(model: Model, target: str) -> PlannedArtifact:
+def plan_float(model: Model, target: str, max_file_bytes: int | None = None) -> PlannedArtifact:
     """Plan `<name>-<target>.gguf` with every matrix stored as `target` (F32, F16 or BF16)."""
     tensors = with_schemes(model.gguf_outputs(), lambda output: Cast(target))
     fields = model.gguf_fields(FLOAT_FILE_TYPES[target])
-    return plan_gguf(f"{model.name}-{target}.gguf", target, fields, tensors)
+    name = f"{model.name}-{target}"
+    return plan_gguf(name, target, fields, tensors, max_file_bytes=max_file_bytes)

@@ -18,6 +18,9 @@ from typing import Any
 
 from convert.errors import CheckpointError, UnsupportedError
 
+_HEAD_DIM_REQUIRED = ("qwen3", "seed_oss")
+"""Models whose default head_dim is not hidden_size / num_attention_heads."""
+
 
 @dataclass(frozen=True, slots=True)
 class RopeScaling:
@@ -52,6 +55,8 @@ class ModelSpec:
     eos_token_ids: tuple[int, ...]
     dtype: str | None
     quantization: str | None
+    num_experts: int = 0
+    num_experts_per_tok: int = 0
 
     def size(self, dimension: str) -> int:
         """Elements along a named dimension, as the shapes in `convert/families` use them."""
@@ -61,6 +66,8 @@ class ModelSpec:
             "intermediate": self.intermediate_size,
             "q": self.num_attention_heads * self.head_dim,
             "kv": self.num_key_value_heads * self.head_dim,
+            "head": self.head_dim,
+            "experts": self.num_experts,
         }[dimension]
 
 
@@ -88,6 +95,8 @@ def read_model_spec(path: Path) -> ModelSpec:
     heads = config.integer("num_attention_heads")
     hidden = config.integer("hidden_size")
     stated = config.raw.get("head_dim") is not None
+    if not stated and config.raw.get("model_type") in _HEAD_DIM_REQUIRED:
+        raise CheckpointError(f"{path}: head_dim is missing; this architecture needs it")
     if not stated and hidden % heads:
         raise CheckpointError(
             f"{path}: hidden_size {hidden} does not divide by num_attention_heads {heads}"
@@ -121,6 +130,8 @@ def read_model_spec(path: Path) -> ModelSpec:
         eos_token_ids=tuple(i for i in config.token_ids("eos_token_id") if i is not None),
         dtype=config.raw.get("torch_dtype") or config.raw.get("dtype"),
         quantization=config.quantization(),
+        num_experts=config.count("num_local_experts"),
+        num_experts_per_tok=config.count("num_experts_per_tok"),
     )
 
 
@@ -138,6 +149,10 @@ class _Config:
         if not isinstance(value, int) or isinstance(value, bool) or not 0 < value < 2**31:
             raise CheckpointError(f"{self.path}: {key} is {value!r}; expected a positive integer")
         return value
+
+    def count(self, key: str) -> int:
+        """An integer that may be absent: then it is 0."""
+        return self.integer(key) if self.raw.get(key) is not None else 0
 
     def number(self, key: str, default: float, nested: Mapping[str, Any] | None = None) -> float:
         value = (nested or {}).get(key, self.raw.get(key, default))

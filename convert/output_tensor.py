@@ -58,7 +58,10 @@ class Encoded:
 
 @dataclass(frozen=True, slots=True)
 class Importance:
-    """Weights per column for the quantizers that take them (an imatrix); identified by digest."""
+    """Weights per column for the quantizers that take them (an imatrix); identified by digest.
+
+    `values` is (matrices, columns): one row, or one for each stacked expert.
+    """
 
     digest: str
     values: Float32 = field(compare=False)
@@ -151,7 +154,7 @@ class OutputTensor:
     @property
     def rows(self) -> int:
         """Rows over all sources."""
-        return self.shape[0] if len(self.shape) > 1 else 1
+        return math.prod(self.shape[:-1])
 
     @property
     def parts(self) -> tuple[Part, ...]:
@@ -163,6 +166,13 @@ class OutputTensor:
         """Blocks of this tensor start at multiples of this many rows."""
         heads = self.row_order.head_rows if self.row_order else 1
         return math.lcm(self.scheme.block_rows, heads)
+
+    def importance_at(self, row: int) -> Importance | None:
+        """The column weights for the matrix that `row` is in: each stacked expert has its own."""
+        if self.importance is None or len(self.importance.values) == 1:
+            return self.importance
+        expert = row // (self.rows // len(self.importance.values))
+        return Importance(self.importance.digest, self.importance.values[expert : expert + 1])
 
     def reduction_key(self) -> tuple[object, str]:
         """Tensors with equal keys share one reduction: their group's, or their own."""

@@ -319,7 +319,7 @@ class _Writer:
         """Encode a block that begins at output row `row` and write it to every slot."""
         tensor = encoding.tensor
         state = self.states.get(tensor.reduction_key())
-        encoded: Encoded = tensor.scheme.encode(block, state, tensor.importance)
+        encoded: Encoded = tensor.scheme.encode(block, state, tensor.importance_at(row))
         parts = list(zip(tensor.parts, encoded.parts, strict=True))
         for slot in encoding.slots:
             for (part, data), offset in zip(parts, slot.offsets, strict=True):

@@ -1,7 +1,7 @@
 """What a stored tensor is: its dtype, its place in a file, and a block of its rows in memory.
 
-A checkpoint tensor is row-major: `shape[0]` rows of `prod(shape[1:])` columns; a vector of n
-values is one row of n columns, so every tensor is (rows, columns) to the rest of the project.
+A tensor is row-major and every tensor is (rows, columns) to the rest of the project: the last
+dimension is the columns, the others together the rows; a vector of n values is one row.
 numpy has no bfloat16, so BF16 values travel as the uint16 bit patterns that the file holds. A
 BF16 is the upper half of a float32 (same sign and exponent, 7 of the 23 fraction bits), hence
 widening is a shift and exact, and narrowing is a rounding of the upper half to nearest even.
@@ -75,13 +75,13 @@ class TensorInfo:
 
     @property
     def rows(self) -> int:
-        """Rows of the (rows, columns) view; a vector or a scalar is one row."""
-        return self.shape[0] if len(self.shape) > 1 else 1
+        """Rows of the (rows, columns) view."""
+        return math.prod(self.shape[:-1])
 
     @property
     def columns(self) -> int:
         """Values per row."""
-        return math.prod(self.shape[1:]) if len(self.shape) > 1 else math.prod(self.shape)
+        return self.shape[-1] if self.shape else 1
 
     @property
     def row_bytes(self) -> int:

@@ -1,10 +1,9 @@
-"""The vocabulary of a checkpoint as GGUF stores it: tokens, types, merges, special ids.
+"""The vocabulary of a checkpoint as GGUF stores it: tokens, types, special ids.
 
-Read from tokenizer.json (the `tokenizers` library's own file) and tokenizer_config.json. llama.cpp
-splits text before merging by a named pre-tokenizer; which one a vocabulary needs is decided here by
-its structure (the split pattern and `ignore_merges`), so that a fine-tune with more added tokens,
-or a new vocabulary that splits like a known one, is recognised. Unknown splitting is an error that
-shows the pattern: guessing would change token ids silently.
+Which of the two kinds a checkpoint has is told by its files: a `tokenizer.model`, or a
+tokenizer.json with byte fallback, is SentencePiece (`convert/spm.py`); any other tokenizer.json is
+byte-level BPE (`convert/bpe.py`). Special ids and whether BOS, EOS or SEP are added are read here,
+from tokenizer.json's post-processor, tokenizer_config.json and config.json.
 
 Ids without a token become `[PAD<id>]`, type UNUSED, as llama.cpp's converter writes them (Hermes 2
 Pro pads its embedding beyond the vocabulary). An added token is CONTROL when it is special or looks
@@ -14,22 +13,15 @@ must not be one.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from enum import IntEnum
 from pathlib import Path
 from typing import Any, TypeGuard
 
-from convert.errors import CheckpointError, UnsupportedError
+from convert.errors import CheckpointError
 from convert.gguf import Field
 from convert.model_spec import ModelSpec, read_json_object
-
-_LLAMA3_SPLIT = (
-    r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}{1,3}|"
-    r" ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+"
-)
-PRE_TOKENIZERS = {(_LLAMA3_SPLIT, True): "llama-bpe", (_LLAMA3_SPLIT, False): "smaug-bpe"}
-"""(split pattern, ignore_merges) to llama.cpp's name (its `llama-vocab.cpp` gives the patterns)."""
 
 _SPECIAL_KEYS = {
     "bos": "tokenizer.ggml.bos_token_id",
@@ -45,31 +37,54 @@ class TokenType(IntEnum):
     """GGUF's token types."""
 
     NORMAL = 1
+    UNKNOWN = 2
     CONTROL = 3
     USER_DEFINED = 4
     UNUSED = 5
+    BYTE = 6
+
+
+@dataclass(frozen=True, slots=True)
+class Pieces:
+    """What a vocabulary is made of; `tokens[i]` is the text of id i in the vocabulary's alphabet.
+
+    BPE has `merges` and no `scores`, SentencePiece the reverse.
+    """
+
+    model: str
+    pre: str
+    tokens: tuple[str, ...]
+    types: tuple[TokenType, ...]
+    merges: tuple[str, ...] = ()
+    scores: tuple[float, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)
 class Vocabulary:
-    """A byte-level BPE vocabulary; `tokens[i]` is the text of id i in the byte-level alphabet."""
+    """The pieces, the special ids by kind, and which of them are added around a text."""
 
-    pre: str
-    tokens: tuple[str, ...]
-    types: tuple[TokenType, ...]
-    merges: tuple[str, ...]
+    pieces: Pieces
     special_ids: Mapping[str, int]
     add_special: Mapping[str, bool]
+    add_space_prefix: bool | None = None
 
     def fields(self) -> list[Field]:
         """The GGUF fields, in the order in which llama.cpp's converter writes them."""
-        fields = [
-            Field("tokenizer.ggml.model", "str", "gpt2"),
-            Field("tokenizer.ggml.pre", "str", self.pre),
-            Field("tokenizer.ggml.tokens", "[str]", self.tokens),
-            Field("tokenizer.ggml.token_type", "[i32]", self.types),
-            Field("tokenizer.ggml.merges", "[str]", self.merges),
+        pieces = self.pieces
+        fields = []
+        if self.add_space_prefix is not None:
+            key = "tokenizer.ggml.add_space_prefix"
+            fields.append(Field(key, "bool", self.add_space_prefix))
+        fields += [
+            Field("tokenizer.ggml.model", "str", pieces.model),
+            Field("tokenizer.ggml.pre", "str", pieces.pre),
+            Field("tokenizer.ggml.tokens", "[str]", pieces.tokens),
         ]
+        if pieces.scores:
+            fields.append(Field("tokenizer.ggml.scores", "[f32]", pieces.scores))
+        fields.append(Field("tokenizer.ggml.token_type", "[i32]", pieces.types))
+        if pieces.merges:
+            fields.append(Field("tokenizer.ggml.merges", "[str]", pieces.merges))
         fields += [Field(_SPECIAL_KEYS[kind], "u32", i) for kind, i in self.special_ids.items()]
         return fields + [
             Field(f"tokenizer.ggml.add_{kind}_token", "bool", value)
@@ -79,32 +94,74 @@ class Vocabulary:
 
 def read_vocabulary(folder: Path, spec: ModelSpec) -> Vocabulary:
     """Read the vocabulary of a checkpoint folder; raises when it cannot be told exactly."""
+    from convert.bpe import read_bpe
+    from convert.spm import is_spm_json, read_spm_json, read_spm_model
+
     path = folder / "tokenizer.json"
-    if not path.is_file():
-        raise UnsupportedError(f"{path}: missing; a vocabulary is read from tokenizer.json only")
-    raw = read_json_object(path)
-    model = raw.get("model")
-    if not isinstance(model, dict) or model.get("type", "BPE") != "BPE" or "vocab" not in model:
-        kind = model.get("type") if isinstance(model, dict) else None
-        raise UnsupportedError(f"{path}: a {kind} tokenizer; supported: byte-level BPE")
-    added = _added_tokens(path, raw.get("added_tokens"))
-    tokens, types = _tokens(path, model["vocab"], added, spec.vocab_size)
-    config = _tokenizer_config(folder)
+    raw = read_json_object(path) if path.is_file() else {}
+    config_path = folder / "tokenizer_config.json"
+    config = read_json_object(config_path) if config_path.is_file() else {}
+    if (folder / "tokenizer.model").is_file():
+        pieces = read_spm_model(folder, config, spec.vocab_size)
+    elif not raw:
+        raise CheckpointError(f"{path}: missing, and there is no tokenizer.model either")
+    elif is_spm_json(raw):
+        pieces = read_spm_json(path, raw, spec.vocab_size)
+    else:
+        pieces = read_bpe(path, raw, spec.vocab_size)
+    prefix = config.get("add_prefix_space")
     return Vocabulary(
-        pre=_recognise_splitting(path, raw.get("pre_tokenizer"), model),
-        tokens=tokens,
-        types=types,
-        merges=_merges(path, model.get("merges")),
-        special_ids=_special_ids(folder, spec, config, added),
+        pieces=pieces,
+        special_ids=_special_ids(folder, config, raw, spec.vocab_size),
         add_special=_add_special(path, raw.get("post_processor"), config),
+        add_space_prefix=prefix if isinstance(prefix, bool) else None,
     )
 
 
-def _is_id(value: object) -> TypeGuard[int]:
+def added_type(token: str, *, special: bool) -> TokenType:
+    """The type of an added token; what looks special is taken to be, as llama.cpp takes it."""
+    looks_special = token.startswith("<|") and token.endswith("|>")
+    control = special or looks_special or token in ("<pad>", "<mask>")
+    return TokenType.CONTROL if control else TokenType.USER_DEFINED
+
+
+def fill(
+    path: Path, found: Mapping[int, tuple[str, TokenType]], size: int
+) -> tuple[tuple[str, ...], tuple[TokenType, ...]]:
+    """Tokens and types of ids 0 to `size`, holes filled.
+
+    An id beyond `size` is an error, and so is a text with two ids: llama.cpp aborts on that.
+    """
+    if max(found, default=0) >= size:
+        raise CheckpointError(
+            f"{path}: has token id {max(found)}, but config.json gives vocab_size {size}"
+        )
+    hole = TokenType.UNUSED
+    pieces = [found.get(i, (f"[PAD{i}]", hole)) for i in range(size)]
+    first: dict[str, int] = {}
+    for i, (text, _) in enumerate(pieces):
+        if first.setdefault(text, i) != i:
+            raise CheckpointError(
+                f"{path}: token {text!r} has ids {first[text]} and {i}; llama.cpp aborts on that"
+            )
+    return tuple(text for text, _ in pieces), tuple(kind for _, kind in pieces)
+
+
+def added_tokens(path: Path, raw: Mapping[str, Any]) -> dict[int, Mapping[str, Any]]:
+    """tokenizer.json's added tokens by id."""
+    entries = objects(path, "added_tokens", raw.get("added_tokens"))
+    for entry in entries:
+        if not is_id(entry.get("id")) or not isinstance(entry.get("content"), str):
+            raise CheckpointError(f"{path}: added token {entry!r} has no id or no content")
+    return {entry["id"]: entry for entry in entries}
+
+
+def is_id(value: object) -> TypeGuard[int]:
+    """Whether a JSON value can be a token id."""
     return isinstance(value, int) and not isinstance(value, bool) and value >= 0
 
 
-def _objects(path: Path, key: str, value: object) -> list[dict[str, Any]]:
+def objects(path: Path, key: str, value: object) -> list[dict[str, Any]]:
     """A list of JSON objects; absent is empty."""
     found = [] if value is None else value
     if not isinstance(found, list) or not all(isinstance(entry, dict) for entry in found):
@@ -112,120 +169,39 @@ def _objects(path: Path, key: str, value: object) -> list[dict[str, Any]]:
     return found
 
 
-def _added_tokens(path: Path, value: object) -> dict[int, Mapping[str, Any]]:
-    entries = _objects(path, "added_tokens", value)
-    for entry in entries:
-        if not _is_id(entry.get("id")) or not isinstance(entry.get("content"), str):
-            raise CheckpointError(f"{path}: added token {entry!r} has no id or no content")
-    return {entry["id"]: entry for entry in entries}
-
-
-def _tokenizer_config(folder: Path) -> dict[str, Any]:
-    path = folder / "tokenizer_config.json"
-    return read_json_object(path) if path.is_file() else {}
-
-
-def _tokens(
-    path: Path, vocab: Mapping[str, int], added: Mapping[int, Mapping[str, Any]], size: int
-) -> tuple[tuple[str, ...], tuple[TokenType, ...]]:
-    if not isinstance(vocab, dict) or not all(_is_id(i) for i in vocab.values()):
+def ids_by_text(path: Path, vocab: object) -> dict[str, int]:
+    """tokenizer.json's `model.vocab`, checked."""
+    if not isinstance(vocab, dict) or not all(is_id(i) for i in vocab.values()):
         raise CheckpointError(f"{path}: model.vocab is malformed; expected token ids by text")
-    ids: dict[int, str] = {}
-    for i, text in (
-        *((i, t) for t, i in vocab.items()),
-        *((i, t["content"]) for i, t in added.items()),
-    ):
-        if ids.setdefault(i, text) != text:
-            raise CheckpointError(f"{path}: token id {i} is both {ids[i]!r} and {text!r}")
-    if max(ids, default=0) >= size:
-        raise CheckpointError(
-            f"{path}: has token id {max(ids)}, but config.json gives vocab_size {size}"
-        )
-    tokens = tuple(ids.get(i, f"[PAD{i}]") for i in range(size))
-    first: dict[str, int] = {}
-    for i, text in enumerate(tokens):
-        if first.setdefault(text, i) != i:
-            raise CheckpointError(
-                f"{path}: token {text!r} has ids {first[text]} and {i}; llama.cpp aborts on that"
-            )
-    return tokens, tuple(_type(i, ids, added) for i in range(size))
+    return vocab
 
 
-def _type(i: int, ids: Mapping[int, str], added: Mapping[int, Mapping[str, Any]]) -> TokenType:
-    if i not in ids:
-        return TokenType.UNUSED
-    if i not in added:
-        return TokenType.NORMAL
-    looks_special = ids[i].startswith("<|") and ids[i].endswith("|>")
-    special = added[i].get("special") or looks_special or ids[i] in ("<pad>", "<mask>")
-    return TokenType.CONTROL if special else TokenType.USER_DEFINED
-
-
-def _merges(path: Path, merges: object) -> tuple[str, ...]:
-    """Merges as `left right`; in the list form a space inside a piece is written U+0120."""
-    if not isinstance(merges, list) or not merges:
-        raise CheckpointError(f"{path}: no merges; a BPE vocabulary cannot work without them")
-    if all(isinstance(merge, str) for merge in merges):
-        return tuple(merges)
-    for pair in merges:
-        if (
-            not isinstance(pair, list)
-            or len(pair) != 2
-            or not all(isinstance(p, str) for p in pair)
-        ):
-            raise CheckpointError(f"{path}: merge {pair!r} is not a pair of texts")
-    return tuple(" ".join(piece.replace(" ", "\u0120") for piece in pair) for pair in merges)
-
-
-def _recognise_splitting(path: Path, pre_tokenizer: object, model: Mapping[str, Any]) -> str:
-    patterns = _split_patterns(path, pre_tokenizer)
-    key = ("".join(patterns[:1]), bool(model.get("ignore_merges")))
-    if len(patterns) != 1 or key not in PRE_TOKENIZERS:
-        raise UnsupportedError(
-            f"{path}: splits text in a way llama.cpp has no known name for here: patterns"
-            f" {patterns!r}, ignore_merges {key[1]}"
-        )
-    return PRE_TOKENIZERS[key]
-
-
-def _split_patterns(path: Path, pre_tokenizer: object) -> list[str]:
-    if not isinstance(pre_tokenizer, dict):
-        return []
-    if pre_tokenizer.get("type") == "Sequence":
-        steps = _objects(path, "pretokenizers", pre_tokenizer.get("pretokenizers"))
-        return [pattern for step in steps for pattern in _split_patterns(path, step)]
-    if pre_tokenizer.get("type") == "Split":
-        pattern = pre_tokenizer.get("pattern")
-        return [
-            str(pattern["Regex"] if isinstance(pattern, dict) and "Regex" in pattern else pattern)
-        ]
-    if pre_tokenizer.get("type") == "ByteLevel" and not pre_tokenizer.get("use_regex", True):
-        return []
-    return [f"<{pre_tokenizer.get('type')}>"]
+def token_text(config: Mapping[str, Any], kind: str) -> str | None:
+    """The text of tokenizer_config's `<kind>_token`, which is a string or an object."""
+    token = config.get(f"{kind}_token")
+    text = token.get("content") if isinstance(token, dict) else token
+    return text if isinstance(text, str) else None
 
 
 def _special_ids(
-    folder: Path,
-    spec: ModelSpec,
-    config: Mapping[str, Any],
-    added: Mapping[int, Mapping[str, Any]],
+    folder: Path, config: Mapping[str, Any], raw: Mapping[str, Any], vocab_size: int
 ) -> dict[str, int]:
     """Special ids: tokenizer_config names the token; config.json's id only where it does not."""
-    by_text = {str(token["content"]): i for i, token in added.items()}
+    added = added_tokens(folder / "tokenizer.json", raw)
+    by_text = {token["content"]: i for i, token in reversed(added.items())}
     model_config = read_json_object(folder / "config.json")
     found: dict[str, int] = {}
     for kind in _SPECIAL_KEYS:
-        token = config.get(f"{kind}_token")
-        text = token.get("content") if isinstance(token, dict) else token
-        if isinstance(text, str) and text in by_text:
+        text = token_text(config, kind)
+        if text in by_text:
             found[kind] = by_text[text]
     for kind in _SPECIAL_KEYS:
         identifier = model_config.get(f"{kind}_token_id")
-        if kind not in found and _is_id(identifier):
-            if identifier >= spec.vocab_size:
+        if kind not in found and is_id(identifier):
+            if identifier >= vocab_size:
                 raise CheckpointError(
                     f"{folder / 'config.json'}: {kind}_token_id is {identifier}, but vocab_size is"
-                    f" {spec.vocab_size}"
+                    f" {vocab_size}"
                 )
             found[kind] = identifier
     return found
@@ -236,7 +212,7 @@ def _add_special(path: Path, post_processor: object, config: Mapping[str, Any]) 
     found: dict[str, bool] = {}
     if isinstance(post_processor, dict):
         steps = post_processor.get("processors") or [post_processor]
-        for step in _objects(path, "post_processor", steps):
+        for step in objects(path, "post_processor", steps):
             if step.get("type") == "ByteLevel":
                 found.setdefault("bos", False)
                 found.setdefault("eos", False)
@@ -252,25 +228,23 @@ def _add_special(path: Path, post_processor: object, config: Mapping[str, Any]) 
 def _template_processing(
     path: Path, step: Mapping[str, Any], config: Mapping[str, Any]
 ) -> dict[str, bool]:
-    def special(entries: list[dict[str, Any]], index: int) -> str | None:
-        token = entries[index].get("SpecialToken") if entries else None
-        name = token.get("id") if isinstance(token, dict) else None
-        return name if isinstance(name, str) else None
-
-    def text(kind: str) -> str | None:
-        token = config.get(f"{kind}_token")
-        return token.get("content") if isinstance(token, dict) else token
-
-    single = _objects(path, "post_processor.single", step.get("single"))
-    pair = _objects(path, "post_processor.pair", step.get("pair"))
+    single = objects(path, "post_processor.single", step.get("single"))
+    pair = objects(path, "post_processor.pair", step.get("pair"))
     found: dict[str, bool] = {}
-    first, last = special(single, 0), special(single, -1)
+    first, last = _special_at(single, 0), _special_at(single, -1)
     if len(single) > 1 and first:
-        found["bos"] = first == text("bos")
+        found["bos"] = first == token_text(config, "bos")
     if len(single) > 1 and last:
-        found["eos"] = last == text("eos")
+        found["eos"] = last == token_text(config, "eos")
     inner = pair[1 if first else 0 : -1 if last else None]
     if len(inner) > 2 and "Sequence" in inner[0] and "Sequence" in inner[-1]:
-        between = special(inner, 1)
-        found["sep"] = between is not None and between in (text("sep"), text("eos")) and not last
+        separators = (token_text(config, "sep"), token_text(config, "eos"))
+        between = _special_at(inner, 1)
+        found["sep"] = between is not None and between in separators and not last
     return found
+
+
+def _special_at(entries: Sequence[Any], index: int) -> str | None:
+    token = entries[index].get("SpecialToken") if entries else None
+    name = token.get("id") if isinstance(token, dict) else None
+    return name if isinstance(name, str) else None

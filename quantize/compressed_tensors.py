@@ -16,7 +16,7 @@ from typing import Any
 
 from convert.cast import Cast
 from convert.checkpoint import INDEX_NAME, Checkpoint
-from convert.families import LINEAR_ROLES, Tensor
+from convert.families.rules import LINEAR_ROLES, Tensor
 from convert.model_spec import read_json_object
 from convert.output_tensor import OutputTensor, Source
 from convert.plan import PlacedTensor, PlannedArtifact, PlannedFile

@@ -97,7 +97,7 @@ class Ggml:
         """One part; a row is columns / block blocks."""
         kind = GGML_TYPES[self.name]
         assert shape[-1] % kind.block == 0, (shape, self)
-        row_bytes = math.prod(shape[1:]) // kind.block * kind.block_bytes
+        row_bytes = shape[-1] // kind.block * kind.block_bytes
         return (Part("", self.name, shape, 1, row_bytes),)
 
     def reduce(self, state: Any, block: Block) -> Any:
@@ -113,7 +113,7 @@ class Ggml:
         weights = None
         if importance is not None:
             weights = np.ascontiguousarray(importance.values, dtype=np.float32)
-            assert weights.shape == (columns,), (weights.shape, columns)  # ggml would read on
+            assert weights.shape == (1, columns), (weights.shape, columns)  # ggml would read on
         written = library.ggml_quantize_chunk(
             kind.number,
             values.ctypes.data,

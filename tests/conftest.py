@@ -8,6 +8,7 @@ from __future__ import annotations
 import os
 
 os.environ["HF_HUB_OFFLINE"] = "1"  # read when huggingface_hub is imported
+os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")  # read when an OpenMP library is loaded
 
 from pathlib import Path
 

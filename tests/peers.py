@@ -9,7 +9,13 @@ from pathlib import Path
 
 import numpy as np
 
-FILE_TYPES = {"Q8_0": 7, "Q6_K": 18, "Q5_K_M": 17, "Q4_K_M": 15}
+_BY_NUMBER = """
+2 Q4_0, 3 Q4_1, 7 Q8_0, 8 Q5_0, 9 Q5_1, 10 Q2_K, 11 Q3_K_S, 12 Q3_K_M, 13 Q3_K_L, 14 Q4_K_S,
+15 Q4_K_M, 16 Q5_K_S, 17 Q5_K_M, 18 Q6_K, 19 IQ2_XXS, 20 IQ2_XS, 21 Q2_K_S, 22 IQ3_XS, 23 IQ3_XXS,
+24 IQ1_S, 25 IQ4_NL, 26 IQ3_S, 27 IQ3_M, 28 IQ2_S, 29 IQ2_M, 30 IQ4_XS, 31 IQ1_M, 36 TQ1_0,
+37 TQ2_0, 38 MXFP4_MOE
+"""
+FILE_TYPES = {name: int(number) for number, name in re.findall(r"(\d+) (\w+)", _BY_NUMBER)}
 """llama.cpp's `enum llama_ftype`, written down again here on purpose."""
 
 _DRY_RUN_LINE = re.compile(r"\] (\S+)\s+- \[[^]]*\], type =\s*(\w+), size =[^\n(]*(?:\((\w+)\))?\n")

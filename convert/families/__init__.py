@@ -1,128 +1,23 @@
-"""Model families as rules: which tensors a model has, what they are called, what happens to them.
-
-A family is a table of `Rule`s over one architecture's tensor names and says nothing else: it opens
-no file and knows no number format. The map from Hugging Face names to GGUF names, its inverse, the
-list of required tensors and the expected shapes are all computed from the table. A tensor that no
-rule knows is an error, never skipped.
-"""
+"""The registry of model families; `rules.py` says what a family is. One file, one line a family."""
 
 from __future__ import annotations
 
-import re
-from collections.abc import Iterable, Iterator, Mapping
-from dataclasses import dataclass
-
-from convert.errors import TensorError, UnsupportedError
+from convert.errors import UnsupportedError
+from convert.families.llama import LLAMA
+from convert.families.mistral import MISTRAL
+from convert.families.mixtral import MIXTRAL
+from convert.families.qwen3 import QWEN3
+from convert.families.rules import Family
+from convert.families.seed_oss import SEED_OSS
 from convert.model_spec import ModelSpec
-from convert.tensor import TensorInfo
 
-LINEAR_ROLES = ("attn_q", "attn_k", "attn_v", "attn_output", "ffn_gate", "ffn_up", "ffn_down")
-"""The matrices of a decoder layer: what a Linear-targeting scheme quantizes."""
-
-
-@dataclass(frozen=True, slots=True)
-class Rule:
-    """One kind of tensor.
-
-    `hf` and `gguf` hold `{layer}` where the layer number goes; `gguf` None means the tensor is
-    dropped. `shape` names dimensions of `ModelSpec.size`. `interleave` asks for the Q/K row order.
-    """
-
-    hf: str
-    gguf: str | None
-    role: str
-    shape: tuple[str, ...] = ()
-    interleave: bool = False
-    optional: bool = False
-
-
-@dataclass(frozen=True, slots=True)
-class Tensor:
-    """A checkpoint tensor that a rule has recognised."""
-
-    info: TensorInfo
-    rule: Rule
-    layer: int | None
-
-    @property
-    def gguf_name(self) -> str | None:
-        """Its name in GGUF; None where it is dropped."""
-        return None if self.rule.gguf is None else self.rule.gguf.format(layer=self.layer)
-
-
-@dataclass(frozen=True, slots=True)
-class Family:
-    """The rules of one family and the architectures they cover."""
-
-    name: str
-    architectures: tuple[str, ...]
-    gguf_architecture: str
-    rules: tuple[Rule, ...]
-
-    def recognise(self, spec: ModelSpec, tensors: Mapping[str, TensorInfo]) -> tuple[Tensor, ...]:
-        """Match every tensor to a rule, in file order, and check presence and shapes.
-
-        Raises TensorError for an unknown or missing tensor and for a shape that config.json denies.
-        """
-        patterns = [(rule, _pattern(rule.hf)) for rule in self.rules]
-        found = [self._match(patterns, info) for info in tensors.values()]
-        for tensor in found:
-            _check(spec, tensor)
-        self._check_complete(spec, tensors)
-        return tuple(found)
-
-    def _match(self, patterns: list[tuple[Rule, re.Pattern[str]]], info: TensorInfo) -> Tensor:
-        for rule, pattern in patterns:
-            if match := pattern.fullmatch(info.name):
-                layer = match.groupdict().get("layer")
-                return Tensor(info, rule, None if layer is None else int(layer))
-        raise TensorError(
-            f"{info.name}: no tensor of this name is known in the {self.name} family (in"
-            f" {info.file}); the checkpoint holds more than the architecture says"
-        )
-
-    def _check_complete(self, spec: ModelSpec, names: Iterable[str]) -> None:
-        present = set(names)
-        for name in self.required(spec):
-            if name not in present:
-                raise TensorError(
-                    f"{name}: missing; config.json asks for {spec.num_hidden_layers} layers and"
-                    f" {'tied' if spec.tie_word_embeddings else 'untied'} embeddings"
-                )
-
-    def required(self, spec: ModelSpec) -> Iterator[str]:
-        """Hugging Face names that a checkpoint of this spec must have."""
-        for rule in self.rules:
-            if rule.optional or (rule.role == "output" and spec.tie_word_embeddings):
-                continue
-            layers = range(spec.num_hidden_layers) if "{layer}" in rule.hf else (0,)
-            yield from (rule.hf.format(layer=layer) for layer in layers)
-
-
-def _pattern(hf: str) -> re.Pattern[str]:
-    return re.compile(re.escape(hf).replace(r"\{layer\}", r"(?P<layer>0|[1-9][0-9]*)"))
-
-
-def _check(spec: ModelSpec, tensor: Tensor) -> None:
-    expected = tuple(spec.size(dimension) for dimension in tensor.rule.shape)
-    if tensor.rule.shape and tensor.info.shape != expected:
-        raise TensorError(
-            f"{tensor.info.name}: shape {list(tensor.info.shape)} in {tensor.info.file}, but"
-            f" config.json asks for {list(expected)} ({' x '.join(tensor.rule.shape)})"
-        )
-    if tensor.layer is not None and tensor.layer >= spec.num_hidden_layers:
-        raise TensorError(
-            f"{tensor.info.name}: config.json has only {spec.num_hidden_layers} layers"
-        )
+FAMILIES = (LLAMA, MISTRAL, MIXTRAL, QWEN3, SEED_OSS)
 
 
 def family_of(spec: ModelSpec) -> Family:
     """The family of an architecture; UnsupportedError lists those that are known."""
-    from convert.families.llama import LLAMA
-
-    families = (LLAMA,)
-    for family in families:
+    for family in FAMILIES:
         if spec.architecture in family.architectures:
             return family
-    known = ", ".join(name for family in families for name in family.architectures)
+    known = ", ".join(name for family in FAMILIES for name in family.architectures)
     raise UnsupportedError(f"architecture {spec.architecture!r} is not supported; known: {known}")

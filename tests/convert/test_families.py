@@ -9,8 +9,9 @@ import gguf
 import pytest
 
 from convert.errors import TensorError, UnsupportedError
-from convert.families import LINEAR_ROLES, Family, Rule, family_of
+from convert.families import family_of
 from convert.families.llama import LLAMA
+from convert.families.rules import LINEAR_ROLES, Family, Rule
 from convert.model_spec import ModelSpec, read_model_spec
 from convert.tensor import TensorInfo
 from tests.miniature import Shape, config, weights

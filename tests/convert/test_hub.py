@@ -18,6 +18,7 @@ from typing import Any
 import pytest
 
 from convert.errors import CheckpointError, InputError
+from convert.gguf import read_gguf
 from convert.hub import locate
 from quantize.job import quantize
 from tests.miniature import Shape, write_checkpoint
@@ -145,8 +146,12 @@ def test_quantize_by_branch_tag_or_commit(
     done = command(home, hub.url, "quantize", reference, "--out", tmp_path / "o", *targets)
     assert done.returncode == 0, done.stderr
     quantize(str(hub.folders[commit]), tmp_path / "local", ["Q8_0", "FP8_DYNAMIC"])
-    (local,) = (tmp_path / "local").glob("*.gguf")
-    assert (tmp_path / "o" / "Mini-Hermes-Q8_0.gguf").read_bytes() == local.read_bytes()
+    (path,) = (tmp_path / "local").glob("*.gguf")
+    local, remote = read_gguf(path), read_gguf(tmp_path / "o" / "Mini-Hermes-Q8_0.gguf")
+    assert all(local.read(name) == remote.read(name) for name in local.tensors | remote.tensors)
+    url = f"https://huggingface.co/{REPO}"
+    source = {"general.source.repo_url": url, "general.source.url": f"{url}/tree/{commit}"}
+    assert remote.fields == local.fields | source
     folder = tmp_path / "o" / "Mini-Hermes-FP8_DYNAMIC"
     sidecar = json.loads((folder / "hermes-quant.json").read_text())
     assert (sidecar["source"]["repo"], sidecar["source"]["revision"]) == (REPO, commit)

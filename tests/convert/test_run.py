@@ -24,11 +24,12 @@ from convert.output_tensor import Encoded, HeadInterleave, Importance, OutputTen
 from convert.plan import PlacedTensor, Plan, PlannedArtifact, PlannedFile, plan_run
 from convert.run import block_values, run, working_memory_bytes
 from convert.tensor import Block
-from quantize.job import PLANNERS
+from quantize.job import Options, planners
 from quantize.job import quantize as quantize_job
 from tests.miniature import write_checkpoint
 
-TARGETS = list(PLANNERS)
+PLANNERS = planners(Options())
+TARGETS = ["FP8_DYNAMIC", "Q8_0", "Q6_K", "Q5_K_M", "Q4_K_M", "IQ4_NL", "F32", "F16", "BF16"]
 Q, K, V = (f"model.layers.0.self_attn.{p}_proj.weight" for p in "qkv")
 
 

@@ -12,13 +12,15 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from tokenizers import Tokenizer
 
+from convert.authorship import Authorship
+from convert.bpe import PRE_TOKENIZERS
 from convert.chat_template import read_templates
 from convert.errors import CheckpointError, UnsupportedError
 from convert.families.llama import LLAMA
 from convert.gguf import encode_header, read_gguf
 from convert.metadata import model_fields, tokenizer_fields
 from convert.model_spec import read_model_spec
-from convert.tokenizer import PRE_TOKENIZERS, TokenType, Vocabulary, read_vocabulary
+from convert.tokenizer import TokenType, Vocabulary, read_vocabulary
 from tests.miniature import SPECIALS, TAGS, Shape, change_json, config, write_tokenizer
 from tests.peers import LlamaVocabulary
 
@@ -43,7 +45,7 @@ def vocabulary(folder: Path) -> Vocabulary:
 def vocabulary_file(folder: Path, out: Path) -> Path:
     """A GGUF of the vocabulary alone, its header written as for a whole model."""
     spec = read_model_spec(folder / "config.json")
-    fields = model_fields(LLAMA, spec, folder, name=None, parameters=1)
+    fields = model_fields(LLAMA, spec, folder, authorship=Authorship(), parameters=1, file_type=0)
     fields += tokenizer_fields(vocabulary(folder), read_templates(folder))
     path = out / "vocab.gguf"
     path.write_bytes(encode_header(fields, []))
@@ -61,22 +63,23 @@ def model(folder: Path, **values: object) -> None:
 
 def test_tokens_types_and_the_holes_of_a_padded_vocabulary(folder: Path) -> None:
     found = vocabulary(folder)
-    assert (found.pre, len(found.tokens), found.merges) == ("llama-bpe", SIZE, ("t h",))
-    assert found.tokens[256] == "th"
-    assert found.tokens[257:267] == (*SPECIALS, *TAGS)
-    assert found.tokens[267] == "[PAD267]"
-    assert set(found.types[:257]) == {TokenType.NORMAL}
-    assert set(found.types[257:261]) == {TokenType.CONTROL}
-    assert set(found.types[261:267]) == {TokenType.USER_DEFINED}, "<tool_call> must not vanish"
-    assert set(found.types[267:]) == {TokenType.UNUSED}
+    pieces = found.pieces
+    assert (pieces.pre, len(pieces.tokens), pieces.merges) == ("llama-bpe", SIZE, ("t h",))
+    assert found.pieces.tokens[256] == "th"
+    assert found.pieces.tokens[257:267] == (*SPECIALS, *TAGS)
+    assert found.pieces.tokens[267] == "[PAD267]"
+    assert set(found.pieces.types[:257]) == {TokenType.NORMAL}
+    assert set(found.pieces.types[257:261]) == {TokenType.CONTROL}
+    assert set(pieces.types[261:267]) == {TokenType.USER_DEFINED}, "<tool_call> must not vanish"
+    assert set(found.pieces.types[267:]) == {TokenType.UNUSED}
 
 
 def test_a_hole_in_the_middle(folder: Path) -> None:
     added = json.loads((folder / "tokenizer.json").read_text())["added_tokens"]
     edit(folder, "added_tokens", [t for t in added if t["id"] != 262])
     found = vocabulary(folder)
-    assert found.tokens[261:264] == ("<tools>", "[PAD262]", "<tool_call>")
-    assert found.types[262] == TokenType.UNUSED
+    assert found.pieces.tokens[261:264] == ("<tools>", "[PAD262]", "<tool_call>")
+    assert found.pieces.types[262] == TokenType.UNUSED
 
 
 @pytest.mark.parametrize(
@@ -94,7 +97,7 @@ def test_the_type_of_an_added_token(
 ) -> None:
     edit(folder, "added_tokens", [{"id": 300, "content": text, "special": special}])
     found = vocabulary(folder)
-    assert (found.tokens[300], found.types[300]) == (text, kind)
+    assert (found.pieces.tokens[300], found.pieces.types[300]) == (text, kind)
 
 
 def test_special_ids_by_name_first_and_by_number_where_there_is_no_name(folder: Path) -> None:
@@ -152,9 +155,9 @@ def test_what_is_added_to_a_prompt(
 def test_merges_in_both_forms(folder: Path) -> None:
     for merges in (["t h"], [["t", "h"]]):
         model(folder, merges=merges)
-        assert vocabulary(folder).merges == ("t h",)
+        assert vocabulary(folder).pieces.merges == ("t h",)
     model(folder, merges=[["a b", "c"]])
-    assert vocabulary(folder).merges == ("a\u0120b c",)
+    assert vocabulary(folder).pieces.merges == ("a\u0120b c",)
 
 
 def test_an_unknown_splitting_is_shown(folder: Path) -> None:
@@ -184,13 +187,13 @@ def test_splitting_that_only_resembles_llama_3(folder: Path, pre_tokenizer: obje
 
 def test_without_ignore_merges_it_is_another_pre_tokenizer(folder: Path) -> None:
     model(folder, ignore_merges=False)
-    assert vocabulary(folder).pre == "smaug-bpe"
+    assert vocabulary(folder).pieces.pre == "smaug-bpe"
 
 
 @pytest.mark.parametrize(
     ("values", "error", "found"),
     [
-        ({"type": "Unigram"}, UnsupportedError, "a Unigram tokenizer; supported: byte-level BPE"),
+        ({"type": "Unigram"}, UnsupportedError, "a Unigram tokenizer; BPE and Sent"),
         ({"vocab": [["a", 0]]}, CheckpointError, "vocab is malformed"),
         ({"vocab": {"a": "0"}}, CheckpointError, "vocab is malformed"),
         ({"vocab": {"a": 0, "b": 0}}, CheckpointError, "token id 0 is both 'a' and 'b'"),
@@ -211,7 +214,7 @@ def test_a_vocabulary_that_cannot_be_told(
 
 def test_no_tokenizer_json(folder: Path) -> None:
     (folder / "tokenizer.json").unlink()
-    with pytest.raises(UnsupportedError, match=r"tokenizer\.json: missing"):
+    with pytest.raises(CheckpointError, match=r"tokenizer\.json: missing"):
         vocabulary(folder)
 
 
@@ -220,9 +223,9 @@ def test_llama_cpp_loads_the_same_vocabulary(folder: Path) -> None:
     # llama.h: UNUSED 2, NORMAL 4, CONTROL 8, USER_DEFINED 16; other bits are derived
     bits = {"UNUSED": 2, "NORMAL": 4, "CONTROL": 8, "USER_DEFINED": 16}
     with LlamaVocabulary(vocabulary_file(folder, folder)) as theirs:
-        assert [theirs.text(i) for i in range(len(theirs))] == list(ours.tokens)
-        for i, kind in enumerate(ours.types):
-            assert theirs.attribute(i) & 30 == bits[kind.name], ours.tokens[i]
+        assert [theirs.text(i) for i in range(len(theirs))] == list(ours.pieces.tokens)
+        for i, kind in enumerate(ours.pieces.types):
+            assert theirs.attribute(i) & 30 == bits[kind.name], ours.pieces.tokens[i]
         api, vocab = theirs.api, theirs.vocab
         assert api.llama_vocab_bos(vocab) == ours.special_ids["bos"]
         assert api.llama_vocab_eos(vocab) == ours.special_ids["eos"]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 
@@ -15,29 +16,32 @@ from convert.model import open_model
 from convert.output_tensor import Importance, OutputTensor
 from convert.plan import PlannedArtifact, plan_run
 from convert.run import run
-from quantize.job import plan_mixture, quantize
+from quantize.job import Options, plan_mixture, quantize
 from quantize.mixture import MIXTURES
 from tests.miniature import Shape, change_json, write_checkpoint
 from tests.peers import FILE_TYPES, llama_fallbacks, llama_quantize
 
 NANO = Path(__file__).parents[2] / "examples" / "hermes-nano"
-TARGETS = list(FILE_TYPES)
+TARGETS = ["Q8_0", "Q6_K", "Q5_K_M", "Q4_K_M"]
+NEED_IMATRIX = {"Q2_K_S", "IQ3_XS", "IQ3_XXS", *(t for t in FILE_TYPES if t[:3] in ("IQ1", "IQ2"))}
 
 
-def assert_identical(source: Path, dtype: str, tmp_path: Path) -> dict[str, str]:
+def assert_identical(
+    source: Path, dtype: str, tmp_path: Path, targets: Sequence[str] = TARGETS
+) -> dict[str, str]:
     """Quantize both ways and compare whole files; llama.cpp's log by target."""
     out = tmp_path / "out"
-    job = quantize(str(source), out, [dtype, *TARGETS], name="m")
+    job = quantize(str(source), out, [dtype, *targets], name="m")
     logs = {}
     for planned in job.plan.artifacts:
-        if planned.target in TARGETS:
+        if planned.target in targets:
             theirs = tmp_path / f"llama-{planned.target}.gguf"
             code, log = llama_quantize(out / f"m-{dtype}.gguf", theirs, planned.target)
             assert code == 0, log
             assert (out / planned.name).read_bytes() == theirs.read_bytes(), planned.target
             assert sum(fallen(planned)) == llama_fallbacks(log)
             logs[planned.target] = log
-    assert len(logs) == len(TARGETS)
+    assert len(logs) == len(targets)
     return logs
 
 
@@ -62,6 +66,12 @@ def test_source_dtypes_tied_and_sharded(
 ) -> None:
     source = write_checkpoint(tmp_path / "source", dtype=dtype, tied=tied, shards=shards)
     assert_identical(source, dtype, tmp_path)
+
+
+def test_every_published_type(tmp_path: Path) -> None:
+    """Those that need an imatrix are in test_importance.py."""
+    source = write_checkpoint(tmp_path / "source", shape=Shape(intermediate=256, layers=9))
+    assert_identical(source, "BF16", tmp_path, [t for t in FILE_TYPES if t not in NEED_IMATRIX])
 
 
 def test_enough_layers_that_the_better_types_alternate(tmp_path: Path) -> None:
@@ -142,7 +152,7 @@ def test_importance_reaches_the_quantizer(tmp_path: Path, miniature: Path, targe
     rng = np.random.default_rng(1)
     quantize(str(miniature), tmp_path, ["BF16"], name="m")
     with open_model(str(miniature), "m") as opened:
-        planned = plan_mixture(opened, target)
+        planned = plan_mixture(opened, target, Options())
         matrices = [p.tensor for p in planned.files[0].tensors if len(p.tensor.shape) > 1]
         imatrix = {
             tensor.name: rng.gamma(0.5, size=tensor.shape[-1]).astype(np.float32)
@@ -154,7 +164,9 @@ def test_importance_reaches_the_quantizer(tmp_path: Path, miniature: Path, targe
             values = imatrix.get(tensor.name)
             if values is None:
                 return tensor
-            return replace(tensor, importance=Importance(values.tobytes().hex(), values))
+            return replace(
+                tensor, importance=Importance(values.tobytes().hex(), values.reshape(1, -1))
+            )
 
         (file,) = planned.files
         placed = tuple(replace(p, tensor=weighted(p.tensor)) for p in file.tensors)

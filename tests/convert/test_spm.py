@@ -1,0 +1,100 @@
+"""SentencePiece vocabularies: both forms give llama.cpp the ids of the golden strings."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from convert.authorship import Authorship
+from convert.chat_template import Templates
+from convert.errors import CheckpointError
+from convert.families.llama import LLAMA
+from convert.gguf import encode_header, read_gguf
+from convert.metadata import model_fields, tokenizer_fields
+from convert.model_spec import read_model_spec
+from convert.tokenizer import TokenType, Vocabulary, read_vocabulary
+from tests.miniature import Shape, config
+from tests.peers import LlamaVocabulary
+from tests.vocabularies import data_file, golden, write_llama2
+
+SIZE = 32002
+
+
+def vocabulary(folder: Path, size: int = SIZE) -> Vocabulary:
+    content = config(Shape(vocab=size), tied=False) | {"bos_token_id": 1, "eos_token_id": 2}
+    (folder / "config.json").write_text(json.dumps(content))
+    return read_vocabulary(folder, read_model_spec(folder / "config.json"))
+
+
+def vocabulary_file(folder: Path, found: Vocabulary) -> Path:
+    spec = read_model_spec(folder / "config.json")
+    fields = model_fields(LLAMA, spec, folder, authorship=Authorship(), parameters=1, file_type=0)
+    path = folder / "vocab.gguf"
+    path.write_bytes(encode_header(fields + tokenizer_fields(found, Templates()), []))
+    return path
+
+
+def write_json_form(folder: Path) -> None:
+    """tokenizer.json as transformers derives it from the same vocabulary: merges by score."""
+    fields = read_gguf(data_file("vocab/ggml-vocab-llama-spm.gguf")).fields
+    tokens: list[str] = fields["tokenizer.ggml.tokens"]
+    scores: list[float] = fields["tokenizer.ggml.scores"]
+    ids = {token: i for i, token in enumerate(tokens)}
+    ranked: list[tuple[float, int, list[str]]] = []
+    for token, i in ids.items():
+        for cut in range(1, len(token)):
+            left, right = token[:cut], token[cut:]
+            if left in ids and right in ids and i > 258:
+                ranked.append((-scores[i], i, [left, right]))
+    ranked.sort(key=lambda entry: entry[:2])
+    model: dict[str, Any] = {
+        "type": "BPE",
+        "byte_fallback": True,
+        "unk_token": "<unk>",
+        "vocab": ids,
+        "merges": [pair for _, _, pair in ranked],
+    }
+    special = [(0, "<unk>", True), (1, "<s>", True), (2, "</s>", True)]
+    special += [(32000, "<|im_end|>", True), (32001, "<tool_call>", False)]
+    added = [{"id": i, "content": text, "special": s} for i, text, s in special]
+    (folder / "tokenizer.json").write_text(json.dumps({"model": model, "added_tokens": added}))
+    settings = {"bos_token": "<s>", "eos_token": "<|im_end|>", "add_bos_token": True}
+    (folder / "tokenizer_config.json").write_text(json.dumps(settings))
+
+
+@pytest.mark.parametrize("form", ["tokenizer.model", "tokenizer.json"])
+def test_llama_cpp_gives_the_golden_ids(tmp_path: Path, form: str) -> None:
+    write_llama2(tmp_path) if form == "tokenizer.model" else write_json_form(tmp_path)
+    found = vocabulary(tmp_path)
+    with LlamaVocabulary(vocabulary_file(tmp_path, found)) as theirs:
+        strings = golden("ggml-vocab-llama-spm")
+        assert len(strings) > 40
+        for text, ids in strings:
+            assert theirs.tokenize(text) == ids, text
+
+
+def test_added_tokens_are_laid_over_the_model(tmp_path: Path) -> None:
+    write_llama2(tmp_path)
+    found = vocabulary(tmp_path, SIZE + 2)
+    pieces = found.pieces
+    assert pieces.tokens[32000:] == ("<|im_end|>", "<|im_start|>", "[PAD32002]", "[PAD32003]")
+    assert pieces.types[32000] is TokenType.CONTROL
+    assert pieces.types[32002] is TokenType.UNUSED
+    assert pieces.types[3] is TokenType.BYTE
+    assert (pieces.scores[32000], pieces.scores[32002]) == (-1000.0, -10000.0)
+    assert found.special_ids["bos"] == 1
+
+
+def test_a_model_larger_than_the_embedding_is_refused_with_the_numbers(tmp_path: Path) -> None:
+    write_llama2(tmp_path)
+    with pytest.raises(CheckpointError, match=r"token id 32001, but .* vocab_size 32000"):
+        vocabulary(tmp_path, 32000)
+
+
+def test_a_file_that_is_no_sentencepiece_model(tmp_path: Path) -> None:
+    (tmp_path / "tokenizer.model").write_bytes(b"not a protobuf at all" * 9)
+    with pytest.raises(CheckpointError, match=r"tokenizer\.model: not a SentencePiece model"):
+        vocabulary(tmp_path)
