@@ -19,12 +19,9 @@ from pathlib import Path
 import gguf
 import pytest
 import torch
-from typer.testing import CliRunner, Result
 
-import hermes_quant
-from convert.inspection import inspect
-from quantize.job import quantize
-from tests.miniature import Shape, change_json, write_checkpoint
+from tests.command import command, invoke
+from tests.miniature import Shape, write_checkpoint
 
 HEAVY = (
     "torch",
@@ -37,15 +34,6 @@ HEAVY = (
 )
 
 TARGETS = ["FP8_DYNAMIC", "Q8_0", "Q6_K", "Q5_K_M", "Q4_K_M", "IQ4_XS", "F32", "F16", "BF16"]
-
-
-def command(*arguments: object) -> subprocess.CompletedProcess[str]:
-    words = [sys.executable, "-m", "hermes_quant", *map(str, arguments)]
-    return subprocess.run(words, capture_output=True, text=True, check=False)
-
-
-def invoke(*arguments: object) -> Result:
-    return CliRunner().invoke(hermes_quant.app, [str(word) for word in arguments])
 
 
 @pytest.mark.parametrize(
@@ -280,53 +268,3 @@ def test_force_replaces(tmp_path: Path, miniature: Path) -> None:
     assert (tmp_path / "m-BF16.gguf").read_text() == "mine"
     assert invoke(*words, "--force").exit_code == 0
     assert (tmp_path / "m-BF16.gguf").read_bytes()[:4] == b"GGUF"
-
-
-def test_inspect_says_the_same_of_a_checkpoint_and_what_is_made_of_it(
-    tmp_path: Path, miniature: Path
-) -> None:
-    quantize(str(miniature), tmp_path, ["FP8_DYNAMIC", "Q4_K_M"], name="m")
-    paths = (miniature, tmp_path / "m-FP8_DYNAMIC", tmp_path / "m-Q4_K_M.gguf")
-    found = []
-    for path in paths:
-        done = invoke("inspect", path, "--json")
-        assert done.exit_code == 0, done.output
-        found.append(json.loads(done.stdout))
-        shown = invoke("inspect", path)
-        assert f"{found[-1]['parameters']:,}" in shown.stdout
-    for key in ("parameters", "layers", "hidden_size", "heads", "kv_heads", "context_length"):
-        assert len({report[key] for report in found}) == 1, key
-    for key in ("vocabulary", "tied_embeddings", "rope_scaling", "special_tokens", "family"):
-        assert len({str(report[key]) for report in found}) == 1, key
-    assert [report["quantization"] for report in found] == [
-        None,
-        "float-quantized FP8_DYNAMIC",
-        "Q4_K",
-    ]
-    assert found[0]["special_tokens"] == {"bos": "<|begin_of_text|>", "eos": "<|im_end|>"}
-    assert found[0]["chat_templates"] == ["default", "tool_use"]
-    assert found[1]["stored"][0]["type"] == "F8_E4M3"
-    assert found[0]["bits_per_weight"] > 15.9 > 9.1 > found[1]["bits_per_weight"]
-
-
-def test_inspect_of_an_unknown_family_says_what_it_can(tmp_path: Path) -> None:
-    source = write_checkpoint(tmp_path / "s", shape=Shape(layers=1))
-    change_json(source / "config.json", architectures=["GemmaForCausalLM"])
-    found = inspect(str(source))
-    assert (found.family, found.architecture) == (None, "GemmaForCausalLM")
-    assert invoke("inspect", source).exit_code == 0
-
-
-def test_inspect_of_a_gguf_with_fields_of_the_wrong_type(tmp_path: Path) -> None:
-    path = tmp_path / "m.gguf"
-    writer = gguf.GGUFWriter(path, "\x1b[31mllama")
-    writer.add_uint32("general.name", 7)
-    writer.add_string("tokenizer.ggml.tokens", "abc")
-    writer.add_array("llama.block_count", [1, 2])
-    writer.add_int32("tokenizer.ggml.bos_token_id", -9)
-    for step in ("write_header_to_file", "write_kv_data_to_file", "write_tensors_to_file", "close"):
-        getattr(writer, step)()
-    done = invoke("inspect", path)
-    assert done.exit_code == 0, done.output
-    assert "\x1b" not in done.stdout
-    assert json.loads(invoke("inspect", path, "--json").stdout)["name"] is None

@@ -4,25 +4,21 @@ from __future__ import annotations
 
 import json
 import pickle
-import shutil
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
-from hypothesis import given, settings
-from hypothesis import strategies as st
 from safetensors.torch import load_file, save_file
 
 from convert.checkpoint import Checkpoint
-from convert.errors import CheckpointError, HermesQuantError, InputError
-from convert.inspection import inspect
+from convert.errors import CheckpointError, InputError
 from quantize.job import quantize
+from tests.convert.refusal import TARGETS, refuse
 from tests.miniature import Shape, change_json, write_checkpoint
 
 SHAPE = Shape(layers=1)
-TARGETS = ["BF16", "Q4_K_M", "FP8_DYNAMIC"]
 FIRST, SECOND = (f"model-0000{i}-of-00002.safetensors" for i in (1, 2))
 INDEX = "model.safetensors.index.json"
 GATE = "model.layers.0.mlp.gate_proj.weight"
@@ -32,18 +28,6 @@ GATE = "model.layers.0.mlp.gate_proj.weight"
 def source(tmp_path: Path) -> Path:
     """A sharded checkpoint to be damaged."""
     return write_checkpoint(tmp_path / "source", shape=SHAPE, shards=2)
-
-
-def refuse(source: str | Path, *found: str) -> None:
-    """Quantizing `source` must fail with one line that says all of `found`, and leave nothing."""
-    out = Path(source).parent / "out"
-    with pytest.raises(InputError) as raised:
-        quantize(str(source), out, TARGETS)
-    message = str(raised.value)
-    assert "\n" not in message
-    for part in found:
-        assert part in message, message
-    assert not out.exists() or not any(out.iterdir())
 
 
 def edit_tensors(shard: Path, change: Callable[[dict[str, torch.Tensor]], object]) -> None:
@@ -61,76 +45,6 @@ def test_nothing_there(tmp_path: Path) -> None:
 
 def test_a_file_is_not_a_checkpoint(source: Path) -> None:
     refuse(source / FIRST, FIRST, "not a folder", "expected a Hugging Face checkpoint")
-
-
-@pytest.mark.parametrize(
-    ("config", "found"),
-    [
-        (None, "config.json: not found"),
-        (b"{", "config.json: not valid JSON"),
-        (b"\xff\xfe", "config.json: not valid JSON"),
-        (b"[" * 100_000, "config.json: not valid JSON"),
-        (b"[1]", "holds a JSON list, expected an object"),
-        (b"{}", "architectures is None; expected a list"),
-    ],
-)
-def test_a_config_that_is_none(source: Path, config: bytes | None, found: str) -> None:
-    (source / "config.json").unlink()
-    if config is not None:
-        (source / "config.json").write_bytes(config)
-    refuse(source, found)
-
-
-@pytest.mark.parametrize(
-    ("values", "found"),
-    [
-        ({"architectures": ["MambaForCausalLM"]}, ("'MambaForCausalLM'", "known: LlamaForCausal")),
-        ({"architectures": "LlamaForCausalLM"}, ("architectures is 'LlamaForCausalLM'", "a list")),
-        ({"hidden_size": None}, ("hidden_size is None", "positive integer")),
-        ({"hidden_size": 256.0}, ("hidden_size is 256.0", "positive integer")),
-        ({"vocab_size": True}, ("vocab_size is True", "positive integer")),
-        ({"intermediate_size": -1}, ("intermediate_size is -1", "positive integer")),
-        ({"hidden_size": 10**30}, ("hidden_size is 1000", "positive integer")),
-        ({"hidden_size": 257}, ("hidden_size 257 does not divide by num_attention_heads 8",)),
-        ({"num_key_value_heads": 3}, ("num_attention_heads 8 does not divide by", "3")),
-        ({"head_dim": 31}, ("head_dim 31 is odd",)),
-        ({"rms_norm_eps": "tiny"}, ("rms_norm_eps is 'tiny'", "positive number")),
-        ({"rope_theta": 0}, ("rope_theta is 0", "positive number")),
-        ({"rope_scaling": {"rope_type": "yarn"}}, ("rope_type 'yarn'", "default, llama3")),
-        ({"rope_scaling": "llama3"}, ("rope_scaling is 'llama3'", "object")),
-        (
-            {"rope_scaling": {"rope_type": "llama3", "original_max_position_embeddings": 10**400}},
-            ("original_max_position_embeddings is 1000", "integer"),
-        ),
-        (
-            {"rope_scaling": {"rope_type": "llama3", "low_freq_factor": 4.0}},
-            ("high_freq_factor 4.0 must exceed low_freq_factor 4.0",),
-        ),
-        ({"bos_token_id": "1"}, ("bos_token_id is '1'", "token ids")),
-        ({"quantization_config": {"quant_method": "gptq"}}, ("already quantized (gptq)", "16- or")),
-        ({"num_hidden_layers": 2}, ("model.layers.1.", "missing", "2 layers")),
-        ({"num_hidden_layers": 2**31 - 1}, ("missing", "2147483647 layers")),
-        ({"intermediate_size": 256}, ("[512, 256]", "for [256, 256]", "intermediate x hidden")),
-        ({"tie_word_embeddings": True, "vocab_size": 321}, ("[320, 256]", "asks for [321, 256]")),
-    ],
-)
-def test_a_config_that_does_not_fit(
-    source: Path, values: dict[str, object], found: tuple[str, ...]
-) -> None:
-    change_json(source / "config.json", **values)
-    refuse(source, *found)
-
-
-@pytest.mark.parametrize("text", [b"[" * 20000, b"\xff", b"- a", b"? [a]\n: b", b"a: b: c"])
-def test_a_card_whose_front_matter_is_none(source: Path, text: bytes) -> None:
-    (source / "README.md").write_bytes(b"---\n" + text + b"\n---\n")
-    refuse(source, "README.md: the front matter is not valid YAML")
-
-
-def test_a_card_that_says_nothing_of_use(source: Path) -> None:
-    text = "---\nmodel-index: 5\ntags: {a: b}\nlicense: [x]\nmodel_name: 2024-01-01\n---\n"
-    (source / "README.md").write_text(text)
-    assert quantize(str(source), source / "out", TARGETS, dry_run=True).name == "source"
 
 
 def test_no_weights(source: Path) -> None:
@@ -278,63 +192,6 @@ def test_side_files_leave_out_weights_code_and_our_own_sidecars(source: Path) ->
     }
     change_json(source / "config.json", auto_map={"AutoModel": "evil.X"})
     assert "evil.py" in Checkpoint.open(source).side_files()
-
-
-json_values = st.recursive(
-    st.one_of(
-        st.none(),
-        st.booleans(),
-        st.integers(-5, 600),
-        st.sampled_from([2**31, 2**63, -(2**70), 10**400, 1e308, -1e-308, 1e-30]),
-        st.floats(allow_nan=True),
-        st.text(max_size=5),
-        st.sampled_from(["llama3", "default", "LlamaForCausalLM", "\ud800", "\x00"]),
-    ),
-    lambda inner: st.one_of(
-        st.lists(inner, max_size=3), st.dictionaries(st.text(max_size=5), inner, max_size=3)
-    ),
-    max_leaves=6,
-)
-FUZZED = ("config.json", "generation_config.json", INDEX, "tokenizer.json", "tokenizer_config.json")
-
-
-def places(value: object, at: tuple[object, ...] = ()) -> list[tuple[object, ...]]:
-    """Paths to some of the values inside a JSON document, first entries of long lists only."""
-    inner: list[tuple[object, object]] = []
-    if isinstance(value, dict):
-        inner = list(value.items())[:25]
-    elif isinstance(value, list):
-        inner = list(enumerate(value))[:4]
-    return [at, *(place for key, entry in inner for place in places(entry, (*at, key)))]
-
-
-@settings(max_examples=400, deadline=None)
-@given(data=st.data(), file=st.sampled_from(FUZZED), value=json_values)
-def test_no_json_file_can_cause_an_error_of_another_kind(
-    miniature: Path,
-    tmp_path_factory: pytest.TempPathFactory,
-    data: st.DataObject,
-    file: str,
-    value: object,
-) -> None:
-    source = tmp_path_factory.getbasetemp() / "fuzzed"
-    if not source.exists():
-        shutil.copytree(miniature, source)
-    original = (miniature / file).read_text()
-    content = json.loads(original)
-    *parents, last = ("", *data.draw(st.sampled_from(places(content)[1:])))
-    inside: Any = content
-    for key in parents[1:]:
-        inside = inside[key]
-    inside[last] = value
-    (source / file).write_text(json.dumps(content))
-    try:
-        quantize(str(source), source.parent / "out", TARGETS, dry_run=True)
-        inspect(str(source))
-    except HermesQuantError:
-        pass
-    finally:
-        (source / file).write_text(original)
 
 
 def test_rows_can_be_read_alone(miniature: Path) -> None:

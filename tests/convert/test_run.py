@@ -13,7 +13,6 @@ from typing import Any
 
 import numpy as np
 import pytest
-import torch
 from safetensors.torch import load_file
 
 from convert.cast import Cast
@@ -21,20 +20,16 @@ from convert.checkpoint import Checkpoint
 from convert.errors import CheckpointError
 from convert.model import open_model, plan_float
 from convert.output_tensor import Encoded, HeadInterleave, Importance, OutputTensor, Part, Source
-from convert.plan import PlacedTensor, Plan, PlannedArtifact, PlannedFile, plan_run
+from convert.plan import plan_run
 from convert.run import block_values, run, working_memory_bytes
 from convert.tensor import Block
 from quantize.job import Options, planners
 from quantize.job import quantize as quantize_job
+from tests.convert.plans import K, Q, V, make, one_file, tensor
 from tests.miniature import write_checkpoint
 
 PLANNERS = planners(Options())
 TARGETS = ["FP8_DYNAMIC", "Q8_0", "Q6_K", "Q5_K_M", "Q4_K_M", "IQ4_NL", "F32", "F16", "BF16"]
-Q, K, V = (f"model.layers.0.self_attn.{p}_proj.weight" for p in "qkv")
-
-
-def make(plan: Plan, checkpoint: Checkpoint, out: Path, **how: Any) -> None:
-    run(plan, checkpoint, out, source={}, recipe={}, tool="test", **how)
 
 
 def hashes(out: Path) -> dict[str, str]:
@@ -42,17 +37,6 @@ def hashes(out: Path) -> dict[str, str]:
     return {
         str(path.relative_to(out)): hashlib.sha256(path.read_bytes()).hexdigest() for path in files
     }
-
-
-def one_file(*tensors: OutputTensor, name: str = "x") -> PlannedArtifact:
-    """An artifact of bare tensors: parts one after the other, no header."""
-    placed, end = [], 0
-    for tensor in tensors:
-        sizes = [part.size_bytes(tensor.rows) for part in tensor.parts]
-        starts = [end + sum(sizes[:i]) for i in range(len(sizes))]
-        placed.append(PlacedTensor(tensor, tuple(starts)))
-        end += sum(sizes)
-    return PlannedArtifact(name, "TEST", (PlannedFile(name, b"", end, tuple(placed)),))
 
 
 def test_bytes_do_not_depend_on_threads_or_block_size(tmp_path: Path, miniature: Path) -> None:
@@ -108,12 +92,6 @@ class Spy:
         raise AssertionError
 
 
-def tensor(checkpoint: Checkpoint, name: str, scheme: Any, **more: Any) -> OutputTensor:
-    info = checkpoint.tensors[name]
-    source = (Source(info, 0, info.rows),)
-    return OutputTensor(name, info.shape, info.dtype, scheme, source, **more)
-
-
 def test_what_several_files_share_is_encoded_once(tmp_path: Path, miniature: Path) -> None:
     with Checkpoint.open(miniature) as checkpoint:
         spy, other = Spy("a"), Spy("b")
@@ -144,91 +122,6 @@ def test_another_order_or_importance_is_another_encoding(miniature: Path) -> Non
         assert len(plan_run([one_file(plain, *others)]).encodings) == 5
         again = replace(plain, importance=Importance("x", np.ones(256, dtype=np.float32)))
         assert len(plan_run([one_file(plain, others[1], again)]).encodings) == 2
-
-
-@dataclass(frozen=True)
-class Centred:
-    """Values minus the mean of the whole group, in float64: needs every block of it first."""
-
-    name: str = "CENTRED"
-    numerics: str = "test"
-    block_rows: int = 4
-    needs_reduce: bool = True
-    reduced: list[tuple[str, int, int]] = field(default_factory=list, compare=False)
-    encoded: threading.Event = field(default_factory=threading.Event, compare=False)
-
-    def parts(self, shape: tuple[int, ...], dtype: str) -> tuple[Part, ...]:
-        columns = shape[1]
-        return (Part("", "F64", shape, 1, 8 * columns), Part("_mean", "F64", (shape[0],), 1, 8))
-
-    def reduce(self, state: Any, block: Block) -> Any:
-        assert not self.encoded.is_set(), "a group is reduced before anything is encoded"
-        self.reduced.append((block.name, block.first_row, len(block.raw)))
-        total, count = state or (0.0, 0)
-        return total + float(block.float32().astype(np.float64).sum()), count + block.raw.size
-
-    def encode(self, block: Block, state: Any, importance: Importance | None) -> Encoded:
-        self.encoded.set()
-        mean = state[0] / state[1]
-        return Encoded((block.float32().astype(np.float64) - mean, np.full(len(block.raw), mean)))
-
-    def decode(self, stored: Any, shape: tuple[int, ...]) -> Any:
-        raise AssertionError
-
-
-@pytest.mark.parametrize("budget", [1 << 30, 3 * 40 * 256 * 12])
-def test_a_group_is_reduced_over_every_block_before_it_is_encoded(
-    tmp_path: Path, miniature: Path, budget: int
-) -> None:
-    with Checkpoint.open(miniature) as checkpoint:
-        scheme = Centred()
-        together = [tensor(checkpoint, n, scheme, group="qkv") for n in (Q, K, V)]
-        alone = tensor(checkpoint, "model.layers.1.self_attn.q_proj.weight", scheme)
-        permuted = replace(together[0], row_order=HeadInterleave(32))
-        plan = plan_run([one_file(*together, alone), one_file(permuted, name="y")])
-        assert plan.read_bytes == 2 * 2 * (2 * 256 + 128 + 128) * 256, "everything is read twice"
-        make(plan, checkpoint, tmp_path, threads=3, budget_bytes=budget)
-        stored = np.frombuffer((tmp_path / "x").read_bytes(), dtype=np.float64)
-        groups = [[t.name for t in together], [alone.name]]
-        at = 0
-        for names in groups:
-            values = [torch.from_numpy(rows(checkpoint, name)).double() for name in names]
-            mean = torch.cat(values).mean().item()
-            for value in values:
-                count = value.numel()
-                found, means = stored[at : at + count], stored[at + count : at + count + len(value)]
-                np.testing.assert_allclose(found, (value - mean).reshape(-1), atol=1e-12)
-                np.testing.assert_allclose(means, mean)
-                at += count + len(value)
-        assert at == len(stored)
-        q = stored[: 256 * 256].reshape(256, 256)[HeadInterleave(32).order(256)]
-        assert (tmp_path / "y").read_bytes()[: q.nbytes] == q.tobytes()
-    covered = Counter(
-        (name, row) for name, first, count in scheme.reduced for row in range(first, first + count)
-    )
-    assert set(covered.values()) == {1}, "each row once, though two files want it differently"
-    assert len(covered) == 2 * 256 + 128 + 128
-
-
-def rows(checkpoint: Checkpoint, name: str) -> np.ndarray:
-    info = checkpoint.tensors[name]
-    return checkpoint.read_rows(info, 0, info.rows).float32()
-
-
-def test_a_reduction_sees_the_rows_of_its_sources_and_no_others(
-    tmp_path: Path, miniature: Path
-) -> None:
-    with Checkpoint.open(miniature) as checkpoint:
-        info = checkpoint.tensors[Q]
-        scheme = Centred()
-        part = OutputTensor("p", (20, 256), "BF16", scheme, (Source(info, 8, 28),))
-        plan = plan_run([one_file(part)])
-        assert plan.read_bytes == 2 * 256 * (256 + 20)
-        make(plan, checkpoint, tmp_path, threads=1)
-        values = rows(checkpoint, Q)[8:28].astype(np.float64)
-        stored = np.frombuffer((tmp_path / "x").read_bytes(), dtype=np.float64)
-        np.testing.assert_allclose(stored[: 20 * 256], (values - values.mean()).reshape(-1))
-    assert sorted(scheme.reduced) == [(Q, 8, 20)]
 
 
 def test_stacked_sources_and_slices(tmp_path: Path, miniature: Path) -> None:
