@@ -53,6 +53,11 @@ class Checkpoint:
         spec = read_model_spec(path / "config.json")
         weight_map = _read_index(path)
         shards = tuple(sorted(set(weight_map.values()))) if weight_map else _find_shards(path)
+        if SINGLE_NAME not in shards and (path / SINGLE_NAME).is_file():
+            raise CheckpointError(
+                f"{path}: {INDEX_NAME} names other files than {SINGLE_NAME}, which is there too;"
+                " transformers would read that one. Remove what is stale"
+            )
         tensors: dict[str, TensorInfo] = {}
         for shard in shards:
             for info in safetensors.read_header(path / shard, shard):

@@ -11,7 +11,7 @@ llama.cpp, so only the library is opened. Three functions are used (`ggml.h`, MI
 Rows are independent of each other, so blocks may be of any height. The library is compiled without
 CPU flags, so on x86-64 its bits are plain IEEE single precision; on other machines a compiler may
 fuse multiplications and the bits differ, which is why the numerics profile names the library by its
-sha256. Some types abort the process without importance; they are not offered here.
+sha256. Some types abort the process without importance; the planner refuses them before.
 """
 
 from __future__ import annotations
@@ -34,6 +34,8 @@ from convert.gguf import GGML_TYPES
 from convert.output_tensor import Encoded, Importance, Part
 from convert.tensor import Block, Float32
 
+ABORTS_WITHOUT_IMPORTANCE = ("IQ2_XXS", "IQ2_XS", "IQ1_S")
+"""Types whose quantizer ends the process when it is given none (`ggml.c`)."""
 _LIBRARY_NAMES = ("libggml-base.so", "libggml-base.dylib", "ggml-base.dll")
 
 
@@ -111,6 +113,7 @@ class Ggml:
         rows, columns = values.shape
         out = np.empty((rows, columns // kind.block * kind.block_bytes), dtype=np.uint8)
         weights = None
+        assert importance is not None or self.name not in ABORTS_WITHOUT_IMPORTANCE, self
         if importance is not None:
             weights = np.ascontiguousarray(importance.values, dtype=np.float32)
             assert weights.shape == (1, columns), (weights.shape, columns)  # ggml would read on

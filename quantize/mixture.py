@@ -23,6 +23,7 @@ from convert.errors import InputError
 from convert.gguf import GGML_TYPES
 from convert.gguf_plan import GGUFOutput
 from convert.model_spec import ModelSpec
+from quantize.ggml import ABORTS_WITHOUT_IMPORTANCE
 
 FALLBACKS = {
     **dict.fromkeys(
@@ -37,8 +38,6 @@ FALLBACKS = {
 
 NEEDS_IMPORTANCE = ("IQ3_XXS", "IQ2_XXS", "IQ2_XS", "IQ2_S", "IQ1_M", "IQ1_S")
 """Types that llama-quantize refuses without an imatrix, outside the embedding and the head."""
-ABORTS_WITHOUT_IMPORTANCE = ("IQ2_XXS", "IQ2_XS", "IQ1_S")
-"""Types whose quantizer ends the process when it is given none (`ggml.c`)."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -432,7 +431,7 @@ def _head_type(mixture: Mixture, columns: int) -> str:
 def _is_70b(spec: ModelSpec) -> bool:
     """llama.cpp's idea of a 70B: 80 Llama layers with grouped queries."""
     grouped = spec.num_attention_heads != spec.num_key_value_heads
-    llama = spec.model_type in ("llama", "mistral", "mixtral")
+    llama = spec.architecture in ("LlamaForCausalLM", "MistralForCausalLM", "MixtralForCausalLM")
     return llama and spec.num_hidden_layers == 80 and grouped
 
 

@@ -203,3 +203,9 @@ def test_rows_can_be_read_alone(miniature: Path) -> None:
         assert (some.raw == whole[7:12]).all()
         with pytest.raises(CheckpointError, match=rf"ends at byte .* inside '{GATE}'"):
             checkpoint.read_rows(info, 10**7, 10**7 + 1)
+
+
+def test_a_single_file_beside_shards_is_stale(source: Path) -> None:
+    shard = next(source.glob("model-*.safetensors"))
+    (source / "model.safetensors").write_bytes(shard.read_bytes())
+    refuse(source, "model.safetensors, which is there too", "Remove what is stale")
