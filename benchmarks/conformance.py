@@ -34,7 +34,7 @@ from quantize.job import quantize
 from quantize.mixture import MIXTURES
 from tests import vocabularies
 from tests.families import write_family
-from tests.peers import llama_quantize
+from tests.peers import NEED_IMATRIX, llama_quantize
 
 ON_PURPOSE: dict[str, str] = {}
 """Header keys that differ on purpose, with the reason; empty while none does."""
@@ -174,12 +174,6 @@ def run_case(case: Case, source: Path, work: Path) -> Iterator[Row]:
             label = f"{target} + imatrix" if importance else target
             yield compare(name, label, theirs, out / f"Miniature-{target}.gguf")
             theirs.unlink()
-
-
-NEED_IMATRIX = (
-    *("IQ3_XS", "IQ3_XXS", "IQ2_M", "IQ2_S", "IQ2_XS", "IQ2_XXS", "IQ1_M", "IQ1_S"),
-    "Q2_K_S",
-)
 
 
 def main() -> int:

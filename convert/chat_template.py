@@ -20,6 +20,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from convert.checkpoint import TEMPLATE_FOLDER
 from convert.conversation import Conversation
 from convert.errors import ConversationError
 from convert.model_spec import read_json_object
@@ -27,7 +28,6 @@ from convert.template_sandbox import TemplateSandbox
 
 CONFIG_NAME = "tokenizer_config.json"
 TEMPLATE_NAME = "chat_template.jinja"
-TEMPLATE_FOLDER = "additional_chat_templates"
 DEFAULT = "default"
 TOOL_USE = "tool_use"
 

@@ -7,7 +7,8 @@ number of tokens; quantizers take the mean. Two forms are read. GGUF (llama.cpp 
 name, i32 calls, i32 values, f32 values (sums of means over calls); then i32 chunks, i32 length,
 data set. A stacked expert tensor has one row of weights for each expert.
 
-The file is known by its sha256, never by its path. `check_covers` refuses one of another model.
+The file is known by its sha256, never by its path. `importance_for` refuses one of another
+model.
 """
 
 from __future__ import annotations

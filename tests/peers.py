@@ -17,6 +17,7 @@ _BY_NUMBER = """
 """
 FILE_TYPES = {name: int(number) for number, name in re.findall(r"(\d+) (\w+)", _BY_NUMBER)}
 """llama.cpp's `enum llama_ftype`, written down again here on purpose."""
+NEED_IMATRIX = {"Q2_K_S", "IQ3_XS", "IQ3_XXS", *(t for t in FILE_TYPES if t[:3] in ("IQ1", "IQ2"))}
 
 _DRY_RUN_LINE = re.compile(r"\] (\S+)\s+- \[[^]]*\], type =\s*(\w+), size =[^\n(]*(?:\((\w+)\))?\n")
 

@@ -14,8 +14,14 @@ from pathlib import Path
 import pytest
 from tokenizers import AddedToken, Regex, Tokenizer, decoders, models, pre_tokenizers, processors
 
+from convert.authorship import Authorship
 from convert.bpe import LLAMA3_SPLIT, QWEN2_SPLIT
-from convert.gguf import read_gguf
+from convert.chat_template import read_templates
+from convert.families.llama import LLAMA
+from convert.gguf import encode_header, read_gguf
+from convert.metadata import model_fields, tokenizer_fields
+from convert.model_spec import read_model_spec
+from convert.tokenizer import Vocabulary, read_vocabulary
 
 _BESIDE = Path(__file__).resolve().parents[2] / "shared" / "data"
 DATA = Path(os.environ.get("HERMES_QUANT_DATA", _BESIDE))
@@ -33,12 +39,25 @@ def data_file(name: str) -> Path:
 def golden(name: str) -> list[tuple[str, list[int]]]:
     """The golden strings of a vocabulary and their ids."""
     texts = data_file(f"vocab/{name}.gguf.inp").read_text(encoding="utf-8")
-    ids = data_file(f"vocab/{name}.gguf.out").read_text(encoding="utf-8")
-    strings = texts.split("\n__ggml_vocab_test__\n")[:-1]
-    return [
-        (s, [int(i) for i in line.split()])
-        for s, line in zip(strings, ids.splitlines(), strict=False)
-    ]
+    lines = data_file(f"vocab/{name}.gguf.out").read_text(encoding="utf-8").split("\n")
+    strings = texts.split("\n__ggml_vocab_test__\n")
+    ids = [[int(token) for token in line.split()] for line in lines[: len(strings)]]
+    return list(zip(strings, ids, strict=True))
+
+
+def read_folder(folder: Path) -> Vocabulary:
+    """The vocabulary of a folder that has a config.json and a tokenizer."""
+    return read_vocabulary(folder, read_model_spec(folder / "config.json"))
+
+
+def write_gguf(folder: Path, out: Path) -> Path:
+    """A GGUF of the vocabulary alone, its header written as for a whole model."""
+    spec = read_model_spec(folder / "config.json")
+    fields = model_fields(LLAMA, spec, folder, authorship=Authorship(), parameters=1, file_type=0)
+    fields += tokenizer_fields(read_folder(folder), read_templates(folder))
+    path = out / "vocab.gguf"
+    path.write_bytes(encode_header(fields, []))
+    return path
 
 
 def write_llama3(folder: Path) -> Path:

@@ -10,26 +10,12 @@ import pytest
 
 from convert.bpe import PRE_TOKENIZERS
 from convert.errors import CheckpointError, UnsupportedError
-from convert.model_spec import read_model_spec
-from convert.tokenizer import TokenType, Vocabulary, read_vocabulary
-from tests.miniature import SPECIALS, TAGS, Shape, change_json, config, write_tokenizer
+from convert.tokenizer import TokenType
+from tests.miniature import SPECIALS, TAGS, Shape, change_json
+from tests.vocabularies import read_folder
 
-DATA = Path(__file__).parents[3] / "shared" / "data" / "vocab"
-NANO = Path(__file__).parents[2] / "examples" / "hermes-nano"
 SIZE = Shape().vocab
 SPLIT = next(pattern for pattern, _ in PRE_TOKENIZERS)
-
-
-@pytest.fixture
-def folder(tmp_path: Path) -> Path:
-    """A tokenizer and a config, no weights."""
-    write_tokenizer(tmp_path)
-    (tmp_path / "config.json").write_text(json.dumps(config(Shape(), tied=False)))
-    return tmp_path
-
-
-def vocabulary(folder: Path) -> Vocabulary:
-    return read_vocabulary(folder, read_model_spec(folder / "config.json"))
 
 
 def edit(folder: Path, key: str, value: object) -> None:
@@ -42,7 +28,7 @@ def model(folder: Path, **values: object) -> None:
 
 
 def test_tokens_types_and_the_holes_of_a_padded_vocabulary(folder: Path) -> None:
-    found = vocabulary(folder)
+    found = read_folder(folder)
     pieces = found.pieces
     assert (pieces.pre, len(pieces.tokens), pieces.merges) == ("llama-bpe", SIZE, ("t h",))
     assert found.pieces.tokens[256] == "th"
@@ -57,7 +43,7 @@ def test_tokens_types_and_the_holes_of_a_padded_vocabulary(folder: Path) -> None
 def test_a_hole_in_the_middle(folder: Path) -> None:
     added = json.loads((folder / "tokenizer.json").read_text())["added_tokens"]
     edit(folder, "added_tokens", [t for t in added if t["id"] != 262])
-    found = vocabulary(folder)
+    found = read_folder(folder)
     assert found.pieces.tokens[261:264] == ("<tools>", "[PAD262]", "<tool_call>")
     assert found.pieces.types[262] == TokenType.UNUSED
 
@@ -76,24 +62,24 @@ def test_the_type_of_an_added_token(
     folder: Path, text: str, special: bool, kind: TokenType
 ) -> None:
     edit(folder, "added_tokens", [{"id": 300, "content": text, "special": special}])
-    found = vocabulary(folder)
+    found = read_folder(folder)
     assert (found.pieces.tokens[300], found.pieces.types[300]) == (text, kind)
 
 
 def test_special_ids_by_name_first_and_by_number_where_there_is_no_name(folder: Path) -> None:
     config_path, tokenizer_path = folder / "config.json", folder / "tokenizer_config.json"
     change_json(config_path, eos_token_id=258, pad_token_id=265)
-    assert vocabulary(folder).special_ids == {"bos": 257, "eos": 260, "pad": 265}
+    assert read_folder(folder).special_ids == {"bos": 257, "eos": 260, "pad": 265}
     change_json(tokenizer_path, eos_token={"content": "<|im_start|>"}, bos_token=None)
-    assert vocabulary(folder).special_ids == {"bos": 257, "eos": 259, "pad": 265}
+    assert read_folder(folder).special_ids == {"bos": 257, "eos": 259, "pad": 265}
     change_json(tokenizer_path, eos_token="not a token")
     change_json(config_path, pad_token_id=-1)
-    assert vocabulary(folder).special_ids == {"bos": 257, "eos": 258}
+    assert read_folder(folder).special_ids == {"bos": 257, "eos": 258}
     change_json(config_path, eos_token_id=[258, 260])
-    assert vocabulary(folder).special_ids == {"bos": 257}
+    assert read_folder(folder).special_ids == {"bos": 257}
     change_json(config_path, pad_token_id=SIZE)
     with pytest.raises(CheckpointError, match=f"pad_token_id is {SIZE}, but vocab_size is {SIZE}"):
-        vocabulary(folder)
+        read_folder(folder)
 
 
 BYTE_LEVEL = {"type": "ByteLevel", "add_prefix_space": True, "trim_offsets": False}
@@ -129,21 +115,21 @@ def test_what_is_added_to_a_prompt(
 ) -> None:
     edit(folder, "post_processor", processor)
     change_json(folder / "tokenizer_config.json", add_bos_token=config_says)
-    assert vocabulary(folder).add_special == expected
+    assert read_folder(folder).add_special == expected
 
 
 def test_merges_in_both_forms(folder: Path) -> None:
     for merges in (["t h"], [["t", "h"]]):
         model(folder, merges=merges)
-        assert vocabulary(folder).pieces.merges == ("t h",)
+        assert read_folder(folder).pieces.merges == ("t h",)
     model(folder, merges=[["a b", "c"]])
-    assert vocabulary(folder).pieces.merges == ("a\u0120b c",)
+    assert read_folder(folder).pieces.merges == ("a\u0120b c",)
 
 
 def test_an_unknown_splitting_is_shown(folder: Path) -> None:
     edit(folder, "pre_tokenizer", {"type": "Split", "pattern": {"Regex": r"\p{N}{1,2}|x"}})
     with pytest.raises(UnsupportedError, match=r"tokenizer.json.*\\\\p\{N\}\{1,2\}\|x"):
-        vocabulary(folder)
+        read_folder(folder)
 
 
 @pytest.mark.parametrize(
@@ -162,12 +148,12 @@ def test_an_unknown_splitting_is_shown(folder: Path) -> None:
 def test_splitting_that_only_resembles_llama_3(folder: Path, pre_tokenizer: object) -> None:
     edit(folder, "pre_tokenizer", pre_tokenizer)
     with pytest.raises(UnsupportedError, match="splits text in a way"):
-        vocabulary(folder)
+        read_folder(folder)
 
 
 def test_without_ignore_merges_it_is_another_pre_tokenizer(folder: Path) -> None:
     model(folder, ignore_merges=False)
-    assert vocabulary(folder).pieces.pre == "smaug-bpe"
+    assert read_folder(folder).pieces.pre == "smaug-bpe"
 
 
 @pytest.mark.parametrize(
@@ -189,10 +175,10 @@ def test_a_vocabulary_that_cannot_be_told(
 ) -> None:
     model(folder, **values)
     with pytest.raises(error, match=f"tokenizer.json: .*{found}"):
-        vocabulary(folder)
+        read_folder(folder)
 
 
 def test_no_tokenizer_json(folder: Path) -> None:
     (folder / "tokenizer.json").unlink()
     with pytest.raises(CheckpointError, match=r"tokenizer\.json: missing"):
-        vocabulary(folder)
+        read_folder(folder)

@@ -19,11 +19,10 @@ from convert.run import run
 from quantize.job import Options, plan_mixture, quantize
 from quantize.mixture import MIXTURES
 from tests.miniature import Shape, change_json, write_checkpoint
-from tests.peers import FILE_TYPES, llama_fallbacks, llama_quantize
+from tests.peers import FILE_TYPES, NEED_IMATRIX, llama_fallbacks, llama_quantize
 
 NANO = Path(__file__).parents[2] / "examples" / "hermes-nano"
 TARGETS = ["Q8_0", "Q6_K", "Q5_K_M", "Q4_K_M"]
-NEED_IMATRIX = {"Q2_K_S", "IQ3_XS", "IQ3_XXS", *(t for t in FILE_TYPES if t[:3] in ("IQ1", "IQ2"))}
 
 
 def assert_identical(
