@@ -79,13 +79,23 @@ def quantize(
     model: ModelArgument,
     out: OutOption,
     to: Annotated[
-        list[str],
+        list[str] | None,
         typer.Option(
             "--to",
             help="FP8_DYNAMIC, Q8_0, Q6_K, Q5_K_M, Q4_K_M, IQ4_XS, ... any llama.cpp type, BF16,"
-            " F16, F32; repeatable.",
+            " F16, F32, or a mixture of your own (FILE.yaml); repeatable.",
         ),
-    ],
+    ] = None,
+    fit_bytes: Annotated[
+        str | None,
+        typer.Option(
+            metavar="SIZE", help="Also the best GGUF mixture of at most this size: 5.2GB."
+        ),
+    ] = None,
+    bits_per_weight: Annotated[
+        float | None,
+        typer.Option(min=1, max=32, help="Also the best GGUF mixture of at most so many: 4.6."),
+    ] = None,
     imatrix: Annotated[
         Path | None, typer.Option(help="Importance matrix for the GGUF types (GGUF or .dat).")
     ] = None,
@@ -107,8 +117,8 @@ def quantize(
 ) -> None:
     """Make any number of quantized artifacts from one read of the checkpoint."""
     with _errors():
+        from quantize.choice import Overrides, parse_pattern, parse_type
         from quantize.job import quantize as verb
-        from quantize.mixture import Overrides, parse_pattern, parse_type
 
         overrides = Overrides(
             patterns=tuple(parse_pattern(text) for text in tensor_type or ()),
@@ -120,7 +130,9 @@ def quantize(
             job = verb(
                 model,
                 out,
-                to,
+                to or (),
+                fit_bytes=_bytes(fit_bytes),
+                bits_per_weight=bits_per_weight,
                 imatrix=imatrix,
                 overrides=overrides,
                 max_file_bytes=_bytes(split_max_size),
@@ -346,6 +358,8 @@ def _print_job(job: Job, out: Path, as_json: bool) -> None:
     for lint in job.lints:
         typer.echo(f"warning: {lint}", err=True)
     for planned in job.plan.artifacts:
+        for note in planned.notes:
+            _print(f"{planned.name}: {note}")
         for warning in planned.warnings:
             typer.echo(f"warning: {planned.name}: {warning}", err=True)
         changed = results[planned.name].artifact.values_changed if results else 0
@@ -382,6 +396,7 @@ def _job_json(job: Job) -> dict[str, Any]:
                 "size_bytes": planned.size_bytes,
                 "files": {file.path: file.size_bytes for file in planned.files},
                 "warnings": planned.warnings,
+                "notes": planned.notes,
             }
             for planned in job.plan.artifacts
         ],

@@ -31,7 +31,7 @@ from benchmarks import llama_cpp_source
 from convert.gguf import Field, GGUFTensor, encode_header, pad, read_gguf
 from quantize.ggml import library_digest
 from quantize.job import quantize
-from quantize.mixture import MIXTURES
+from quantize.mixture_table import MIXTURES
 from tests import vocabularies
 from tests.families import write_family
 from tests.peers import NEED_IMATRIX, llama_quantize

@@ -42,7 +42,7 @@ class PlannedArtifact:
     """One thing that is published under one name: a GGUF file, or a folder.
 
     `copies` are side files of the checkpoint, copied byte for byte into the folder. File paths
-    are relative to the output folder.
+    are relative to the output folder. `notes` say how it was chosen, `warnings` what to look at.
     """
 
     name: str
@@ -51,6 +51,7 @@ class PlannedArtifact:
     copies: tuple[str, ...] = ()
     is_folder: bool = False
     warnings: tuple[str, ...] = ()
+    notes: tuple[str, ...] = ()
 
     @property
     def size_bytes(self) -> int:

@@ -1,131 +1,29 @@
 """The verb `quantize`: any number of targets from one read of the checkpoint.
 
 Targets are the registry below: the 16- and 32-bit forms of `convert`, llama.cpp's mixtures, and
-FP8_DYNAMIC for vLLM. A new target is one planner and one line. `Options` says what applies to all
-GGUF targets: an imatrix, and llama-quantize's overrides of the mixture.
+FP8_DYNAMIC for vLLM. A new target is one planner and one line. Two kinds are not in the registry
+because the user names them: a mixture in a YAML file, and the best mixture of a given size.
 """
 
 from __future__ import annotations
 
-from collections import Counter
-from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import asdict, dataclass, replace
+from collections.abc import Sequence
 from functools import partial
 from pathlib import Path
-from typing import Any
 
 from convert import job
-from convert.cast import Cast
 from convert.errors import InputError
-from convert.gguf_plan import (
-    GGUFOutput,
-    plan_gguf,
-    quantized_fields,
-    quantized_order,
-    with_schemes,
-)
 from convert.job import Job, Planner
-from convert.model import FLOAT_FILE_TYPES, Model
-from convert.output_tensor import OutputTensor, Scheme
+from convert.model import Model
 from convert.plan import PlannedArtifact
 from convert.run import Progress
+from quantize.choice import NO_OVERRIDES, Overrides
 from quantize.compressed_tensors import plan_fp8
-from quantize.ggml import Ggml
-from quantize.importance import ImportanceFile, importance_for, read_importance
-from quantize.mixture import (
-    MIXTURES,
-    NO_OVERRIDES,
-    Choice,
-    Overrides,
-    choose_types,
-    needs_importance,
-)
-
-
-@dataclass(frozen=True, slots=True)
-class Options:
-    """What applies to every GGUF mixture of a run."""
-
-    importance: ImportanceFile | None = None
-    overrides: Overrides = NO_OVERRIDES
-    max_file_bytes: int | None = None
-
-    def recipe(self) -> dict[str, Any]:
-        """What the sidecar records: the imatrix by its hash, the overrides as given."""
-        found: dict[str, Any] = {}
-        if self.importance is not None:
-            found["imatrix_sha256"] = self.importance.sha256
-        if self.overrides != NO_OVERRIDES:
-            found["overrides"] = asdict(self.overrides)
-        if self.max_file_bytes is not None:
-            found["max_file_bytes"] = self.max_file_bytes
-        return found
-
-
-def plan_mixture(model: Model, target: str, options: Options) -> PlannedArtifact:
-    """Plan `<name>-<target>.gguf` as llama-quantize would make it from the 16-bit file."""
-    mixture = MIXTURES[target]
-    outputs = model.gguf_outputs()
-    order = {t.name: i for i, t in enumerate(quantized_order([o.tensor for o in outputs]))}
-    outputs.sort(key=lambda output: order[output.tensor.name])
-    choices = choose_types(
-        model.checkpoint.spec,
-        mixture,
-        outputs,
-        importance=options.importance is not None,
-        overrides=options.overrides,
-    )
-    importance = importance_for(options.importance, outputs) if options.importance else {}
-    for output in outputs:
-        choice = choices.get(output.tensor.name)
-        if choice is None or choice.ggml_type is None or output.tensor.name in importance:
-            continue
-        if needs_importance(mixture, output.role, choice):
-            raise InputError(
-                f"{target} stores {output.tensor.name} as {choice.ggml_type}, which needs an"
-                " imatrix for it; pass --imatrix FILE"
-            )
-
-    def scheme(output: GGUFOutput) -> Scheme:
-        ggml_type = choices[output.tensor.name].ggml_type or output.tensor.dtype
-        return Cast(ggml_type) if ggml_type in FLOAT_FILE_TYPES else Ggml(ggml_type)
-
-    def weighted(tensor: OutputTensor) -> OutputTensor:
-        if tensor.name not in importance or not isinstance(tensor.scheme, Ggml):
-            return tensor
-        return replace(tensor, importance=importance[tensor.name])
-
-    return plan_gguf(
-        f"{model.name}-{target}",
-        target,
-        quantized_fields(model.gguf_fields(mixture.file_type), mixture.file_type),
-        [weighted(tensor) for tensor in with_schemes(outputs, scheme)],
-        max_file_bytes=options.max_file_bytes,
-        warnings=(*_fallback_warnings(choices.values()), *_override_warnings(outputs, choices)),
-    )
-
-
-def _fallback_warnings(choices: Iterable[Choice]) -> tuple[str, ...]:
-    fallen = [choice for choice in choices if choice.instead_of]
-    counts = Counter((choice.instead_of, choice.ggml_type) for choice in fallen)
-    return tuple(
-        f"{count} tensors have rows that do not divide into {wanted} blocks; stored as {used}"
-        for (wanted, used), count in counts.items()
-    )
-
-
-def _override_warnings(
-    outputs: Sequence[GGUFOutput], choices: Mapping[str, Choice]
-) -> tuple[str, ...]:
-    """llama-quantize's counters skip overridden tensors, which moves the mixture of the rest."""
-    counted = [o for o in outputs if o.role == "attn_v" or o.role.startswith("ffn_")]
-    skipped = [o for o in counted if choices[o.tensor.name].overridden]
-    if not skipped or len(skipped) == len(counted):
-        return ()
-    return (
-        f"--tensor-type names {len(skipped)} tensors that a mixture counts; as in llama-quantize,"
-        " this moves the types of other layers' tensors too",
-    )
+from quantize.gguf_targets import Options, plan_mixture, plan_own_mixture, plan_size_target
+from quantize.importance import read_importance
+from quantize.mixture_table import MIXTURES
+from quantize.own_mixture import SUFFIXES, read_own_mixture
+from quantize.size_target import SizeTarget
 
 
 def plan_fp8_dynamic(model: Model, target: str, options: Options) -> PlannedArtifact:
@@ -145,8 +43,10 @@ def planners(options: Options) -> dict[str, Planner]:
 def quantize(
     model: str,
     out: Path,
-    targets: Sequence[str],
+    targets: Sequence[str] = (),
     *,
+    fit_bytes: int | None = None,
+    bits_per_weight: float | None = None,
     imatrix: Path | None = None,
     overrides: Overrides = NO_OVERRIDES,
     max_file_bytes: int | None = None,
@@ -156,14 +56,33 @@ def quantize(
     dry_run: bool = False,
     on_progress: Progress | None = None,
 ) -> Job:
-    """Make every target of `model` (folder or hub id) in the folder `out`, in one read."""
+    """Make every target of `model` (folder or hub id) in the folder `out`, in one read.
+
+    A target is a name in the registry or the path of a YAML file with one's own mixture.
+    `fit_bytes` and `bits_per_weight` each ask for one more: the best mixture that fits.
+    """
     importance = read_importance(imatrix) if imatrix else None
     options = Options(importance, overrides, max_file_bytes)
+    known, wanted = planners(options), []
+    for target in targets:
+        if target.endswith(SUFFIXES):
+            mixture = read_own_mixture(Path(target))
+            if mixture.name in wanted:
+                raise InputError(f"{target}: another target is called {mixture.name} too")
+            known[mixture.name] = partial(plan_own_mixture, options=options, mixture=mixture)
+            target = mixture.name
+        wanted.append(target)
+    sizes = (SizeTarget(size_bytes=fit_bytes), SizeTarget(bits_per_weight=bits_per_weight))
+    for size, given in zip(sizes, (fit_bytes, bits_per_weight), strict=True):
+        if given is not None:
+            fitted = partial(plan_size_target, options=options, size=size, on_progress=on_progress)
+            known[size.name] = fitted
+            wanted.append(size.name)
     return job.make(
         model,
         out,
-        targets,
-        planners(options),
+        wanted,
+        known,
         name=name,
         metadata=metadata,
         recipe=options.recipe(),

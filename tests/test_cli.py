@@ -165,7 +165,15 @@ def test_bad_input_is_one_line_on_stderr_and_exit_2(
 
 @pytest.mark.parametrize(
     "line",
-    ["", "nonsense", "quantize", "quantize m", "quantize m --out o", "inspect", "inspect a --fast"],
+    [
+        "",
+        "nonsense",
+        "quantize",
+        "quantize m",
+        "quantize m --to Q8_0",
+        "inspect",
+        "inspect a --fast",
+    ],
 )
 def test_bad_usage_is_exit_2(line: str) -> None:
     done = invoke(*line.split())

@@ -17,7 +17,7 @@ from convert.output_tensor import Importance, OutputTensor
 from convert.plan import PlannedArtifact, plan_run
 from convert.run import run
 from quantize.job import Options, plan_mixture, quantize
-from quantize.mixture import MIXTURES
+from quantize.mixture_table import MIXTURES
 from tests.miniature import Shape, change_json, write_checkpoint
 from tests.peers import FILE_TYPES, NEED_IMATRIX, llama_fallbacks, llama_quantize
 

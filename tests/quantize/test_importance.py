@@ -11,9 +11,9 @@ import pytest
 from benchmarks.conformance import write_imatrix
 from convert.errors import InputError
 from convert.gguf import read_gguf
+from quantize.choice import Overrides
 from quantize.importance import read_importance
 from quantize.job import quantize
-from quantize.mixture import Overrides
 from tests.families import write_family
 from tests.miniature import Shape, write_checkpoint, write_tokenizer
 from tests.peers import llama_quantize

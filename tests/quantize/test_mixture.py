@@ -17,8 +17,10 @@ from convert.metadata import model_fields
 from convert.model_spec import ModelSpec, read_model_spec
 from convert.plan import PlannedArtifact
 from convert.tensor import TensorInfo
+from quantize.choice import Choice
 from quantize.ggml import Ggml
-from quantize.mixture import MIXTURES, Choice, _more_bits, choose_types
+from quantize.mixture import choose_types
+from quantize.mixture_table import MIXTURES, more_bits
 from tests.miniature import Shape, config
 from tests.peers import llama_types
 
@@ -114,9 +116,9 @@ def test_70b_q4_k_m_stores_half_the_values_in_five_bits(tmp_path: Path) -> None:
 
 
 def test_more_bits_go_to_the_first_and_last_eighth_and_every_third_between() -> None:
-    picked = [i for i in range(32) if _more_bits(i, 32)]
+    picked = [i for i in range(32) if more_bits(i, 32)]
     assert picked == [0, 1, 2, 3, 6, 9, 12, 15, 18, 21, 24, 27, 28, 29, 30, 31]
-    assert [i for i in range(5) if _more_bits(i, 5)] == [2, 4]  # an eighth of 5 is 0
+    assert [i for i in range(5) if more_bits(i, 5)] == [2, 4]  # an eighth of 5 is 0
 
 
 def test_a_tied_embedding_gets_the_type_of_the_head(tmp_path: Path) -> None:

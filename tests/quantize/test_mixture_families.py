@@ -15,7 +15,8 @@ from convert.gguf_plan import gguf_outputs, plan_gguf, quantized_order, with_sch
 from convert.metadata import _architecture_fields
 from convert.model_spec import ModelSpec
 from convert.tensor import TensorInfo
-from quantize.mixture import MIXTURES, choose_types, needs_importance
+from quantize.mixture import choose_types, mixture_needs_importance
+from quantize.mixture_table import MIXTURES
 from tests.peers import _DRY_RUN_LINE, llama_quantize
 
 # architecture, model_type, layers, hidden, intermediate, heads, KV heads, vocabulary, experts
@@ -98,7 +99,7 @@ def test_types_equal_llama_cpp_s_dry_run(tmp_path: Path, name: str) -> None:
         for imatrix in (None, ones):
             choices = choose_types(spec, mixture, outputs, importance=imatrix is not None)
             needed = any(
-                needs_importance(mixture, o.role, choices[o.tensor.name])
+                mixture_needs_importance(mixture, o.role, choices[o.tensor.name].ggml_type)
                 for o in outputs
                 if o.is_matrix
             )
