@@ -177,6 +177,29 @@ def convert(
 
 
 @app.command()
+def merge(
+    first: Annotated[
+        Path, typer.Argument(metavar="FIRST", help="NAME-00001-of-0000N.gguf of a split model.")
+    ],
+    out: Annotated[Path, typer.Option("--out", "-o", help="The file to write.")],
+    force: ForceOption = False,
+    as_json: JsonOption = False,
+) -> None:
+    """Join the files of a split GGUF into one, the bytes it would have had unsplit."""
+    with _errors():
+        from convert.merge import merge as verb
+
+        merged = verb(first, out, force=force)
+        if as_json:
+            _print_json({"schema_version": 1, **asdict(merged)})
+        else:
+            _print(
+                f"{out}: {merged.size_bytes:,} bytes ({_size(merged.size_bytes)}) from"
+                f" {merged.files} files, sha256 {merged.sha256}"
+            )
+
+
+@app.command()
 def inspect(
     path: Annotated[
         str,

@@ -28,7 +28,8 @@ from rich.console import Console
 from rich.table import Table
 
 from benchmarks import llama_cpp_source
-from convert.gguf import Field, GGUFTensor, encode_header, pad, read_gguf
+from convert.gguf import Field, GGUFTensor, encode_header, pad
+from convert.gguf_reader import read_gguf
 from quantize.ggml import library_digest
 from quantize.job import quantize
 from quantize.mixture_table import MIXTURES

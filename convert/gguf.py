@@ -1,4 +1,4 @@
-"""The GGUF container (version 3, little endian): header out, header in.
+"""The GGUF container (version 3, little endian): its types, and headers to be written.
 
     magic "GGUF" | u32 version | u64 tensors | u64 fields
     fields: key, u32 type, value ...        (a string is u64 length + UTF-8; an array u32 element
@@ -7,23 +7,17 @@
              u64 offset from the start of the data
     padding to the alignment, then the data, each tensor padded to the alignment
 
-Block sizes are ggml's (`ggml-common.h`, MIT): bytes written as their parts. The reader believes no
-count, length or offset before it is held against the file's size, so a hostile header ends in a
-CheckpointError, in time and memory proportional to the file. Quantized values are not read here.
-Format: https://github.com/ggml-org/ggml/blob/master/docs/gguf.md
+Block sizes are ggml's (`ggml-common.h`, MIT): bytes written as their parts. Headers are read by
+`gguf_reader.py`. Format: https://github.com/ggml-org/ggml/blob/master/docs/gguf.md
 """
 
 from __future__ import annotations
 
 import math
-import mmap
 import struct
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
-
-from convert.errors import CheckpointError
 
 MAGIC = b"GGUF"
 VERSION = 3
@@ -72,9 +66,8 @@ GGML_TYPES = {
     "TQ2_0": GGMLType(35, 256, 64 + 2),
     "MXFP4": GGMLType(39, 32, 1 + 16),
 }
-_TYPE_NAMES = {kind.number: name for name, kind in GGML_TYPES.items()}
 
-_SCALARS = {
+SCALARS = {
     "u8": (0, "<B"),
     "i8": (1, "<b"),
     "u16": (2, "<H"),
@@ -87,8 +80,7 @@ _SCALARS = {
     "i64": (11, "<q"),
     "f64": (12, "<d"),
 }
-_SCALAR_FORMATS = dict(_SCALARS.values())
-_STRING, _ARRAY = 8, 9
+STRING, ARRAY = 8, 9
 
 
 @dataclass(frozen=True, slots=True)
@@ -102,35 +94,22 @@ class Field:
 
 @dataclass(frozen=True, slots=True)
 class GGUFTensor:
-    """A tensor in a GGUF file; `shape` is row-major, `offset` counts from the file's start."""
+    """A tensor in a GGUF file; `shape` is row-major, `offset` counts from the file's start.
+
+    `part` is the number, from 0, of the file that holds it, where a model is split over several.
+    """
 
     name: str
     ggml_type: str
     shape: tuple[int, ...]
     offset: int
+    part: int = 0
 
     @property
     def size_bytes(self) -> int:
         """Bytes of its data, without padding."""
         kind = GGML_TYPES[self.ggml_type]
         return math.prod(self.shape) // kind.block * kind.block_bytes
-
-
-@dataclass(frozen=True, slots=True)
-class GGUFFile:
-    """A parsed header: fields by key in file order, tensors by name in file order."""
-
-    path: Path
-    fields: dict[str, Any]
-    tensors: dict[str, GGUFTensor]
-    data_offset: int
-
-    def read(self, name: str) -> bytes:
-        """The stored bytes of one tensor."""
-        tensor = self.tensors[name]
-        with self.path.open("rb") as stream:
-            stream.seek(tensor.offset)
-            return stream.read(tensor.size_bytes)
 
 
 def pad(size: int, alignment: int = ALIGNMENT) -> int:
@@ -157,133 +136,13 @@ def _string(text: str) -> bytes:
 
 def _encode_value(field: Field) -> bytes:
     if field.kind == "str":
-        return struct.pack("<I", _STRING) + _string(field.value)
+        return struct.pack("<I", STRING) + _string(field.value)
     if not field.kind.startswith("["):
-        number, code = _SCALARS[field.kind]
+        number, code = SCALARS[field.kind]
         return struct.pack("<I", number) + struct.pack(code, field.value)
     kind = field.kind.strip("[]")
-    number = _STRING if kind == "str" else _SCALARS[kind][0]
-    head = struct.pack("<IIQ", _ARRAY, number, len(field.value))
+    number = STRING if kind == "str" else SCALARS[kind][0]
+    head = struct.pack("<IIQ", ARRAY, number, len(field.value))
     if kind == "str":
         return head + b"".join(_string(value) for value in field.value)
-    return head + struct.pack(f"<{len(field.value)}{_SCALARS[kind][1][1]}", *field.value)
-
-
-def read_gguf(path: Path) -> GGUFFile:
-    """Read and check the header of a GGUF file; raises CheckpointError on anything inconsistent."""
-    try:
-        with path.open("rb") as stream:
-            if stream.read(4) != MAGIC:
-                raise CheckpointError(f"{path}: not a GGUF file (the first four bytes differ)")
-            with mmap.mmap(stream.fileno(), 0, access=mmap.ACCESS_READ) as data:
-                return _Reader(path, data).read()
-    except OSError as error:
-        raise CheckpointError(f"{path}: cannot be read: {error.strerror}") from error
-
-
-class _Reader:
-    """A cursor over the mapped file; every step is checked against the file's end."""
-
-    def __init__(self, path: Path, data: mmap.mmap) -> None:
-        self.path, self.data, self.at = path, data, 4
-
-    def read(self) -> GGUFFile:
-        version, tensor_count, field_count = self.unpack("<IQQ")
-        if version not in (2, 3):
-            raise self.error(f"GGUF version {version}; versions 2 and 3 are supported")
-        self.check_count(tensor_count, 8 + 4 + 4 + 8, "tensors")
-        self.check_count(field_count, 8 + 4 + 1, "fields")
-        fields: dict[str, Any] = {}
-        for _ in range(field_count):
-            key = self.string()
-            if key in fields:
-                raise self.error(f"key {key!r} occurs twice")
-            fields[key] = self.value(key)
-        alignment = fields.get("general.alignment", ALIGNMENT)
-        if not isinstance(alignment, int) or alignment < 1 or alignment & (alignment - 1):
-            raise self.error(f"general.alignment is {alignment!r}; expected a power of two")
-        found = [self.tensor(alignment) for _ in range(tensor_count)]
-        data_offset = pad(self.at, alignment)
-        tensors = {t.name: t for t in self.place(found, data_offset)}
-        if len(tensors) != len(found):
-            raise self.error("two tensors have the same name")
-        return GGUFFile(self.path, fields, tensors, data_offset)
-
-    def error(self, message: str) -> CheckpointError:
-        return CheckpointError(f"{self.path}: {message}")
-
-    def unpack(self, code: str) -> tuple[Any, ...]:
-        try:
-            values = struct.unpack_from(code, self.data, self.at)
-        except struct.error as error:
-            raise self.error(f"the header ends at byte {len(self.data)}, inside a value") from error
-        self.at += struct.calcsize(code)
-        return values
-
-    def check_count(self, count: int, least_bytes: int, what: str) -> None:
-        if count * least_bytes > len(self.data) - self.at:
-            raise self.error(f"claims {count} {what}; the file has {len(self.data)} bytes in all")
-
-    def string(self) -> str:
-        (length,) = self.unpack("<Q")
-        self.check_count(length, 1, "bytes of text")
-        text = self.data[self.at : self.at + length]
-        self.at += length
-        try:
-            return text.decode("utf-8", "surrogatepass")
-        except UnicodeDecodeError as error:
-            raise self.error(f"text at byte {self.at - length} is not UTF-8") from error
-
-    def value(self, key: str) -> Any:
-        (kind,) = self.unpack("<I")
-        if kind == _STRING:
-            return self.string()
-        if kind != _ARRAY:
-            return self.unpack(self.scalar_format(kind, key))[0]
-        element, count = self.unpack("<IQ")
-        if element == _STRING:
-            self.check_count(count, 8, f"strings in {key}")
-            return [self.string() for _ in range(count)]
-        code = self.scalar_format(element, key)
-        self.check_count(count, struct.calcsize(code), f"elements in {key}")
-        return list(self.unpack(f"<{count}{code[1]}"))
-
-    def scalar_format(self, kind: int, key: str) -> str:
-        if kind not in _SCALAR_FORMATS:
-            raise self.error(f"{key} has the unknown value type {kind}")
-        return _SCALAR_FORMATS[kind]
-
-    def tensor(self, alignment: int) -> GGUFTensor:
-        name = self.string()
-        (dimensions,) = self.unpack("<I")
-        if not 1 <= dimensions <= MAX_DIMENSIONS:
-            raise self.error(f"tensor {name!r} has {dimensions} dimensions; 1 to 4 are allowed")
-        sizes = self.unpack(f"<{dimensions}Q")
-        number, offset = self.unpack("<IQ")
-        if number not in _TYPE_NAMES:
-            raise self.error(f"tensor {name!r} has the unknown ggml type {number}")
-        kind = GGML_TYPES[_TYPE_NAMES[number]]
-        if sizes[0] % kind.block:
-            raise self.error(
-                f"tensor {name!r}: {sizes[0]} columns do not divide into blocks of {kind.block}"
-            )
-        if offset % alignment:
-            raise self.error(f"tensor {name!r}: offset {offset} is not a multiple of {alignment}")
-        return GGUFTensor(name, _TYPE_NAMES[number], tuple(reversed(sizes)), offset)
-
-    def place(self, tensors: Sequence[GGUFTensor], data_offset: int) -> Iterator[GGUFTensor]:
-        """Tensors with offsets from the file's start; each must lie in the file, on its own."""
-        end = 0
-        for tensor in sorted(tensors, key=lambda t: (t.offset, t.size_bytes)):
-            if tensor.offset < end:
-                raise self.error(f"tensor {tensor.name!r} overlaps the one before it")
-            end = tensor.offset + tensor.size_bytes
-            if data_offset + end > len(self.data):
-                raise self.error(
-                    f"truncated: tensor {tensor.name!r} ends at byte {data_offset + end}, the file"
-                    f" has {len(self.data)}"
-                )
-        for tensor in tensors:
-            yield GGUFTensor(
-                tensor.name, tensor.ggml_type, tensor.shape, data_offset + tensor.offset
-            )
+    return head + struct.pack(f"<{len(field.value)}{SCALARS[kind][1][1]}", *field.value)

@@ -17,7 +17,7 @@ from convert.chat_template import CONFIG_NAME, Templates, read_templates
 from convert.checkpoint import Checkpoint
 from convert.errors import UnsupportedError
 from convert.families import family_of
-from convert.gguf import GGUFFile, read_gguf
+from convert.gguf_reader import GGUFFile, read_gguf
 from convert.hub import is_on_disk, locate
 from convert.model_spec import ModelSpec, read_json_object
 
@@ -159,8 +159,8 @@ def _inspect_gguf(file: GGUFFile) -> Inspection:
         family=arch,
         quantization=stored[0].type if stored else None,
         parameters=sum(math.prod(tensor.shape) for tensor in weights),
-        size_bytes=file.path.stat().st_size,
-        files=1,
+        size_bytes=file.size_bytes,
+        files=len(file.paths),
         layers=size("block_count"),
         hidden_size=size("embedding_length"),
         heads=size("attention.head_count"),

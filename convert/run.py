@@ -116,7 +116,7 @@ def run(
                     fingerprint=fingerprint,
                     tool=tool,
                 )
-                with _DiskErrors(folder / planned.name):
+                with DiskErrors(folder / planned.name):
                     staging.write_sidecar(folder, artifact, is_folder=planned.is_folder)
                     if planned.is_folder:
                         staging.flush(folder / planned.name)
@@ -242,7 +242,7 @@ class _Writer:
     def create(self, file: PlannedFile) -> None:
         """Create a file at its full size with its header in place and its space reserved."""
         path = self.folder / file.path
-        with _DiskErrors(path):
+        with DiskErrors(path):
             path.parent.mkdir(parents=True, exist_ok=True)
             descriptor = os.open(path, os.O_RDWR | os.O_CREAT | os.O_EXCL, 0o666)
             self.descriptors[file.path] = descriptor
@@ -251,7 +251,7 @@ class _Writer:
         self.write(file.path, memoryview(file.header), 0)
 
     def write(self, file: str, data: memoryview, offset: int) -> None:
-        with _DiskErrors(self.folder / file):
+        with DiskErrors(self.folder / file):
             while data:
                 count = os.pwrite(self.descriptors[file], data, offset)
                 data, offset = data[count:], offset + count
@@ -260,7 +260,7 @@ class _Writer:
         """Flush and close every file."""
         for file, descriptor in self.descriptors.items():
             try:
-                with _DiskErrors(self.folder / file):
+                with DiskErrors(self.folder / file):
                     os.fsync(descriptor)
             finally:
                 os.close(descriptor)
@@ -357,7 +357,7 @@ def _finish_files(
     """Copy the side files, then hash everything with one sequential read a file."""
     for copy in planned.copies:
         target = folder / planned.name / copy
-        with _DiskErrors(target):
+        with DiskErrors(target):
             target.parent.mkdir(parents=True, exist_ok=True)
             shutil.copyfile(checkpoint.path / copy, target)
             staging.flush(target)
@@ -369,7 +369,7 @@ def _finish_files(
     )
 
 
-class _DiskErrors:
+class DiskErrors:
     """Turns an OSError while writing `path` into an OutputError with the cause in plain words."""
 
     def __init__(self, path: Path) -> None:

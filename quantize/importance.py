@@ -22,8 +22,9 @@ from pathlib import Path
 import numpy as np
 
 from convert.errors import InputError
-from convert.gguf import MAGIC, GGUFFile, read_gguf
+from convert.gguf import MAGIC
 from convert.gguf_plan import GGUFOutput
+from convert.gguf_reader import GGUFFile, read_gguf
 from convert.output_tensor import Importance
 from convert.tensor import Float32
 

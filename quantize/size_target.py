@@ -44,6 +44,9 @@ SEED = 20_261_121
 SAMPLE_VALUES = 1 << 18
 LEAST_ROWS = 16
 _GAP = 1e-4
+_UNITS = tuple(
+    (f"{p}{b}", k**i) for b, k in (("B", 1000), ("IB", 1024)) for i, p in enumerate("KMGT", 1)
+)
 _FLOATS = ("F32", "F16", "BF16")
 
 
@@ -68,12 +71,12 @@ class SizeTarget:
         """The target's name: `FIT_5_2GB`, `BPW_4_6`."""
         if self.size_bytes is None:
             return f"BPW_{self.bits_per_weight:g}".replace(".", "_")
-        units = (("GB", 10**9), ("GiB", 2**30), ("MB", 10**6), ("MiB", 2**20), ("kB", 10**3))
-        for unit, factor in units:
+        exact = [f"{self.size_bytes}B"]
+        for unit, factor in _UNITS:
             number = f"{self.size_bytes / factor:.3f}".rstrip("0").rstrip(".")
             if 1 <= float(number) < 1000 and round(float(number) * factor) == self.size_bytes:
-                return f"FIT_{number}{unit}".replace(".", "_").upper()
-        return f"FIT_{self.size_bytes}B"
+                exact.append(f"{number}{unit}")
+        return f"FIT_{min(exact, key=len)}".replace(".", "_")
 
     def limit_bytes(self, parameters: int) -> int:
         """The largest file allowed, for a model of so many parameters."""

@@ -86,6 +86,29 @@ def test_order_and_duplicates_of_targets(tmp_path: Path, miniature: Path) -> Non
     assert names == ["m-Q6_K.gguf", "m-FP8_DYNAMIC", "m-BF16.gguf"]
 
 
+def test_a_mixture_of_one_s_own_and_one_that_fits_a_size(tmp_path: Path, miniature: Path) -> None:
+    recipe = tmp_path / "agent.yaml"
+    recipe.write_text("name: AGENT\ndefault: Q4_K\n")
+    words = ["--to", recipe, "--fit-bytes", "0.5MiB", "--bits-per-weight", "6", "--name", "m"]
+    done = invoke("quantize", miniature, "--out", tmp_path, *words)
+    assert done.exit_code == 0, done.output
+    sizes = {path.name: path.stat().st_size for path in tmp_path.glob("*.gguf")}
+    assert sizes.keys() == {"m-AGENT.gguf", "m-FIT_512KIB.gguf", "m-BPW_6.gguf"}
+    assert sizes["m-FIT_512KIB.gguf"] <= 2**19
+    assert "sum of relative squared errors" in done.stdout
+
+
+def test_merge_says_what_it_wrote(tmp_path: Path, miniature: Path) -> None:
+    words = ["--to", "BF16", "--name", "m", "--split-max-size", "600kB"]
+    assert invoke("convert", miniature, "--out", tmp_path, *words).exit_code == 0
+    first = next((tmp_path / "m-BF16").glob("*-00001-of-*.gguf"))
+    done = invoke("merge", first, "--out", tmp_path / "whole.gguf")
+    assert done.exit_code == 0, done.output
+    assert f"{(tmp_path / 'whole.gguf').stat().st_size:,} bytes" in done.stdout
+    again = invoke("merge", first, "--out", tmp_path / "whole.gguf", "--json")
+    assert (again.exit_code, again.stdout) == (2, "")
+
+
 def test_json_of_a_run_agrees_with_the_files(tmp_path: Path, miniature: Path) -> None:
     words = [word for target in TARGETS for word in ("--to", target)]
     done = invoke("quantize", miniature, "--out", tmp_path, "--name", "m", *words, "--json")

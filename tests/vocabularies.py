@@ -18,7 +18,8 @@ from convert.authorship import Authorship
 from convert.bpe import LLAMA3_SPLIT, QWEN2_SPLIT
 from convert.chat_template import read_templates
 from convert.families.llama import LLAMA
-from convert.gguf import encode_header, read_gguf
+from convert.gguf import encode_header
+from convert.gguf_reader import read_gguf
 from convert.metadata import model_fields, tokenizer_fields
 from convert.model_spec import read_model_spec
 from convert.tokenizer import Vocabulary, read_vocabulary

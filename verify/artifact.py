@@ -20,7 +20,7 @@ from typing import Any
 
 from convert.checkpoint import Checkpoint
 from convert.errors import InputError, UnsupportedError
-from convert.gguf import read_gguf
+from convert.gguf_reader import read_gguf
 from convert.model_spec import read_json_object
 
 UNKNOWN = "unknown"
@@ -52,10 +52,11 @@ class Artifact:
 
 def open_artifact(path: Path) -> Artifact:
     """Say what lies at `path`. Raises InputError for what is no artifact at all."""
+    path = _first_of_split(path)
     if path.is_file():
         if path.suffix != ".gguf":
             raise InputError(f"{path}: not a .gguf file; expected a GGUF or a model folder")
-        return Artifact(path, Kind.GGUF, _gguf_type(path), path.stat().st_size)
+        return _open_gguf(path)
     if not (path / "config.json").is_file():
         what = "has no config.json" if path.is_dir() else "not found"
         raise InputError(f"{path}: {what}; expected a GGUF file or a model folder")
@@ -71,12 +72,21 @@ def open_artifact(path: Path) -> Artifact:
     return Artifact(path, Kind.COMPRESSED, _scheme_name(stated), size)
 
 
-def _gguf_type(path: Path) -> str:
+def _first_of_split(path: Path) -> Path:
+    """Of a folder that holds one split GGUF and no config.json, its first file."""
+    if not path.is_dir() or (path / "config.json").exists():
+        return path
+    found = list(path.glob("*-00001-of-*.gguf"))
+    return found[0] if len(found) == 1 else path
+
+
+def _open_gguf(path: Path) -> Artifact:
     try:
-        tensors = read_gguf(path).tensors.values()
+        file = read_gguf(path)
     except InputError:
-        return UNKNOWN
-    return _most((t.ggml_type, t.shape) for t in tensors)
+        return Artifact(path, Kind.GGUF, UNKNOWN, path.stat().st_size)
+    stored = _most((t.ggml_type, t.shape) for t in file.tensors.values())
+    return Artifact(path, Kind.GGUF, stored, file.size_bytes)
 
 
 def _checkpoint_type(path: Path) -> str:

@@ -19,7 +19,7 @@ from typing import Any
 from convert.checkpoint import Checkpoint
 from convert.errors import InputError
 from convert.families import family_of
-from convert.gguf import GGUFFile, read_gguf
+from convert.gguf_reader import GGUFFile, read_gguf
 from convert.model_spec import ModelSpec, read_json_object
 from verify.artifact import Artifact, Kind
 from verify.check import Finding, Outcome, State, Verdict

@@ -12,7 +12,7 @@ import re
 
 from convert.chat_template import DEFAULT
 from convert.errors import InputError
-from convert.gguf import read_gguf
+from convert.gguf_reader import read_gguf
 from verify.artifact import Kind
 from verify.check import Finding, Outcome, State, Verdict
 from verify.evidence import Evidence

@@ -19,7 +19,7 @@ from pathlib import Path
 
 from convert.checkpoint import Checkpoint
 from convert.errors import InputError
-from convert.gguf import read_gguf
+from convert.gguf_reader import read_gguf
 from convert.rendering import Tokenizer
 from verify.artifact import Artifact, Kind
 from verify.check import Finding, Outcome, State, Verdict

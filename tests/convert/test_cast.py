@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 
 from convert.cast import Cast
 from convert.errors import TensorError
-from convert.gguf import read_gguf
+from convert.gguf_reader import read_gguf
 from convert.job import convert
 from convert.tensor import DTYPES as STORED
 from convert.tensor import EPSILON, Block, finite_mask, round_to, to_float32

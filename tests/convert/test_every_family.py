@@ -9,7 +9,7 @@ import pytest
 
 from convert.checkpoint import Checkpoint
 from convert.families import family_of
-from convert.gguf import read_gguf
+from convert.gguf_reader import read_gguf
 from convert.job import convert
 from convert.output_tensor import HeadInterleave
 from tests.families import CONFIGS, write_family

@@ -13,8 +13,9 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from convert.gguf import Field, read_gguf
+from convert.gguf import Field
 from convert.gguf_plan import quantized_fields, quantized_order, rope_factors
+from convert.gguf_reader import read_gguf
 from convert.job import convert
 from convert.model import open_model
 from convert.model_spec import RopeScaling, read_model_spec

@@ -18,7 +18,7 @@ from typing import Any
 import pytest
 
 from convert.errors import CheckpointError, InputError
-from convert.gguf import read_gguf
+from convert.gguf_reader import read_gguf
 from convert.hub import locate
 from quantize.job import quantize
 from tests.miniature import Shape, write_checkpoint

@@ -11,7 +11,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from convert.errors import CheckpointError
-from convert.gguf import read_gguf
+from convert.gguf_reader import read_gguf
 from convert.job import convert
 from convert.metadata import size_label
 from quantize.job import quantize

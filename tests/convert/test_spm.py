@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 
 from convert.errors import CheckpointError
-from convert.gguf import read_gguf
+from convert.gguf_reader import read_gguf
 from convert.tokenizer import TokenType, Vocabulary
 from tests.miniature import Shape, config
 from tests.peers import LlamaVocabulary

@@ -11,7 +11,7 @@ import pytest
 import torch
 
 from convert.errors import TensorError
-from convert.gguf import read_gguf
+from convert.gguf_reader import read_gguf
 from convert.model import open_model
 from convert.output_tensor import Importance, OutputTensor
 from convert.plan import PlannedArtifact, plan_run

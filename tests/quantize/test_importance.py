@@ -10,7 +10,7 @@ import pytest
 
 from benchmarks.conformance import write_imatrix
 from convert.errors import InputError
-from convert.gguf import read_gguf
+from convert.gguf_reader import read_gguf
 from quantize.choice import Overrides
 from quantize.importance import read_importance
 from quantize.job import quantize

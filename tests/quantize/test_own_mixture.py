@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from convert.errors import InputError
-from convert.gguf import read_gguf
+from convert.gguf_reader import read_gguf
 from quantize.choice import Overrides
 from quantize.job import quantize
 from quantize.own_mixture import read_own_mixture

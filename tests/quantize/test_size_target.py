@@ -11,7 +11,7 @@ import pytest
 
 from benchmarks.conformance import write_imatrix
 from convert.errors import InputError, TensorError
-from convert.gguf import GGUFFile, read_gguf
+from convert.gguf_reader import GGUFFile, read_gguf
 from convert.model import open_model
 from quantize import size_target
 from quantize.choice import Choice, Overrides

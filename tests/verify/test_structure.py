@@ -13,6 +13,7 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
+from quantize.job import quantize
 from tests.verify.conftest import evidence
 from tests.verify.damage import Edit, rewrite_gguf
 from verify.check import Outcome, State
@@ -26,6 +27,20 @@ Q = "blk.0.attn_q.weight"
 def found(outcome: Outcome) -> dict[str, str]:
     assert outcome.verdict.state is State.FAIL
     return {finding.subject: finding.message for finding in outcome.findings}
+
+
+def test_a_split_gguf_is_one_artifact_by_its_folder_or_its_first_file(
+    reference: Reference, tmp_path: Path
+) -> None:
+    job = quantize(str(reference.folder), tmp_path, ["Q8_0"], name="m", max_file_bytes=300_000)
+    first, *rest = sorted((tmp_path / "m-Q8_0").glob("*.gguf"))
+    for path in (tmp_path / "m-Q8_0", first):
+        given = evidence(reference, path)
+        assert given.artifact.type == "Q8_0"
+        assert given.artifact.size_bytes == job.plan.artifacts[0].size_bytes
+        assert check_structure(given).verdict.state is State.PASS
+    rest[0].rename(tmp_path / "away.gguf")
+    assert check_structure(evidence(reference, first)).verdict.state is State.FAIL
 
 
 @pytest.mark.parametrize("target", ["F32", "Q8_0", "FP8_DYNAMIC"])
