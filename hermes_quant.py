@@ -82,8 +82,9 @@ def quantize(
         list[str] | None,
         typer.Option(
             "--to",
-            help="FP8_DYNAMIC, Q8_0, Q6_K, Q5_K_M, Q4_K_M, IQ4_XS, ... any llama.cpp type, BF16,"
-            " F16, F32, or a mixture of your own (FILE.yaml); repeatable.",
+            help="Q8_0, Q6_K, Q5_K_M, Q4_K_M, IQ4_XS, ... any llama.cpp type; BF16, F16, F32;"
+            " FP8_DYNAMIC, FP8_BLOCK, FP8_TENSOR, W8A8, W8A16, W4A16, NVFP4A16, MXFP4, MXFP4A16;"
+            " or a mixture of your own (FILE.yaml); repeatable.",
         ),
     ] = None,
     fit_bytes: Annotated[
@@ -109,6 +110,10 @@ def quantize(
         bool, typer.Option("--leave-output", help="Keep output.weight in the source's dtype.")
     ] = False,
     split_max_size: SplitOption = None,
+    numerics: Annotated[
+        str,
+        typer.Option(help="Rounding of the vLLM schemes: ct-eager, ct-sm90 or fp32-scales."),
+    ] = "ct-eager",
     name: NameOption = None,
     metadata: MetadataOption = None,
     force: ForceOption = False,
@@ -136,6 +141,7 @@ def quantize(
                 imatrix=imatrix,
                 overrides=overrides,
                 max_file_bytes=_bytes(split_max_size),
+                numerics=numerics,
                 name=name,
                 metadata=metadata,
                 force=force,

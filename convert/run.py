@@ -323,7 +323,8 @@ class _Writer:
         parts = list(zip(tensor.parts, encoded.parts, strict=True))
         for slot in encoding.slots:
             for (part, data), offset in zip(parts, slot.offsets, strict=True):
-                self.write(slot.file, _bytes(data), offset + part.offset(row))
+                if data.size:  # a part of the whole tensor comes with one of its blocks only
+                    self.write(slot.file, _bytes(data), offset + part.offset(row))
             if encoded.changed:
                 with self.lock:
                     self.changed[slot.file] += encoded.changed

@@ -1,39 +1,153 @@
-"""A compressed-tensors folder, as vLLM reads it: planned shard by shard from the source's shards.
+"""compressed-tensors folders, as vLLM reads them: planned shard by shard from the source's shards.
 
-Every source shard becomes one shard of the same name. Matrices of the decoder layers get the FP8
-scheme, everything else (embeddings, head, norms, biases) is copied in its own dtype. config.json is
-the source's with a `quantization_config`, written as `llmcompressor.model_free_ptq` writes it, and
-so is the index; all other files are copied byte for byte. The embedding and the head are named in
-`ignore`: without that, tools that match by name quantize the embedding, which vLLM cannot load.
+Every source shard becomes one shard of the same name. Matrices of the decoder layers get the
+target's scheme, everything else (embeddings, head, norms, biases) is copied in its own dtype.
+config.json is the source's with a `quantization_config`, written as `llmcompressor.model_free_ptq`
+writes it, and so is the index; all other files are copied byte for byte. The embedding and the head
+are named in `ignore`: without that, tools that match by name quantize the embedding, which vLLM
+cannot load.
+
+`TARGETS` has one row for each scheme: its preset in compressed-tensors' words. `FP8_TENSOR` has no
+preset; it is what passing such a scheme by hand gives.
 """
 
 from __future__ import annotations
 
 import json
-from collections.abc import Sequence
-from dataclasses import replace
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
+from functools import partial
 from typing import Any
 
 from convert.cast import Cast
 from convert.checkpoint import INDEX_NAME, Checkpoint
+from convert.errors import UnsupportedError
 from convert.families.rules import LINEAR_ROLES, Tensor
 from convert.model_spec import read_json_object
-from convert.output_tensor import OutputTensor, Source
+from convert.output_tensor import OutputTensor, Scheme, Source
 from convert.plan import PlacedTensor, PlannedArtifact, PlannedFile
 from convert.safetensors import Layout, StoredTensor, layout
-from quantize.fp8 import Fp8Channel
+from quantize.fp4 import MXFP4_GROUP, NVFP4_GROUP, Mxfp4, Nvfp4
+from quantize.scaled import BLOCK, Scaled, Shape
 
 FORMAT_VERSION = "0.19.0"
 """The compressed-tensors release whose files these equal."""
 IGNORE = ("lm_head", "model.embed_tokens")
+INT4_GROUP = 128
 _CONFIG_NAME = "config.json"
+_FUSED = {
+    **dict.fromkeys(("attn_q", "attn_k", "attn_v"), "attn_q"),
+    **dict.fromkeys(("ffn_gate", "ffn_up"), "ffn_gate"),
+}
+"""Roles that vLLM runs as one matrix, by the first of them."""
+
+_FLOAT8: dict[str, Any] = {"num_bits": 8, "type": "float"}
+_INT8: dict[str, Any] = {"num_bits": 8, "type": "int"}
+_FLOAT4: dict[str, Any] = {"num_bits": 4, "type": "float"}
+_E8M0, _E4M3 = "torch.uint8", "torch.float8_e4m3fn"
 
 
-def plan_fp8(name: str, checkpoint: Checkpoint, tensors: Sequence[Tensor]) -> PlannedArtifact:
-    """Plan the folder `name`: every shard, its index, config.json, and the side files to copy."""
+def _arguments(strategy: str, *, dynamic: bool = False, **given: Any) -> dict[str, Any]:
+    """compressed-tensors' QuantizationArgs, every key of it."""
+    return {
+        "actorder": None,
+        "block_structure": None,
+        "dynamic": dynamic,
+        "group_size": None,
+        "observer": None,
+        "observer_kwargs": {},
+        "scale_dtype": None,
+        "strategy": strategy,
+        "symmetric": True,
+        "zp_dtype": None,
+        **given,
+    }
+
+
+@dataclass(frozen=True, slots=True)
+class Target:
+    """A scheme: `scheme(name, dtype, numerics=...)` makes it for weights of a source dtype.
+
+    `columns` must divide the columns of every matrix. `fused` schemes share a scale between the
+    matrices that vLLM runs as one. `preset` names the config group where the target does not.
+    """
+
+    scheme: Callable[..., Scheme]
+    format: str
+    weights: dict[str, Any]
+    inputs: dict[str, Any] | None = None
+    columns: int = 1
+    fused: bool = False
+    preset: str | None = None
+
+
+_TOKEN8 = _arguments("token", dynamic=True, **_FLOAT8)
+_GROUP4 = _arguments("group", group_size=MXFP4_GROUP, scale_dtype=_E8M0, **_FLOAT4)
+TARGETS: dict[str, Target] = {
+    "FP8_DYNAMIC": Target(
+        partial(Scaled, code="E4M3", unit="channel"),
+        "float-quantized",
+        _arguments("channel", **_FLOAT8),
+        _TOKEN8,
+    ),
+    "FP8_BLOCK": Target(
+        partial(Scaled, code="E4M3", unit="block"),
+        "float-quantized",
+        _arguments("block", block_structure=[BLOCK, BLOCK], **_FLOAT8),
+        _arguments("group", dynamic=True, group_size=BLOCK, **_FLOAT8),
+    ),
+    "FP8_TENSOR": Target(
+        partial(Scaled, code="E4M3", unit="tensor"),
+        "float-quantized",
+        _arguments("tensor", **_FLOAT8),
+        _TOKEN8,
+        preset="config_group_0",
+    ),
+    "W8A8": Target(
+        partial(Scaled, code="INT8", unit="channel"),
+        "int-quantized",
+        _arguments("channel", **_INT8),
+        _arguments("token", dynamic=True, **_INT8),
+    ),
+    "W8A16": Target(
+        partial(Scaled, code="UINT8", unit="group", group_size=INT4_GROUP, packed=True),
+        "pack-quantized",
+        _arguments("group", group_size=INT4_GROUP, **_INT8),
+        columns=INT4_GROUP,
+    ),
+    "W4A16": Target(
+        partial(Scaled, code="INT4", unit="group", group_size=INT4_GROUP, packed=True),
+        "pack-quantized",
+        _arguments("group", group_size=INT4_GROUP, num_bits=4, type="int"),
+        columns=INT4_GROUP,
+    ),
+    "NVFP4A16": Target(
+        Nvfp4,
+        "nvfp4-pack-quantized",
+        _arguments("tensor_group", group_size=NVFP4_GROUP, scale_dtype=_E4M3, **_FLOAT4),
+        columns=NVFP4_GROUP,
+        fused=True,
+    ),
+    "MXFP4": Target(
+        Mxfp4, "mxfp4-pack-quantized", _GROUP4, {**_GROUP4, "dynamic": True}, columns=MXFP4_GROUP
+    ),
+    "MXFP4A16": Target(Mxfp4, "mxfp4-pack-quantized", _GROUP4, columns=MXFP4_GROUP),
+}
+
+
+def plan_compressed(
+    folder: str, target: str, checkpoint: Checkpoint, tensors: Sequence[Tensor], numerics: str
+) -> PlannedArtifact:
+    """Plan the folder: every shard, its index, config.json, and the side files to copy.
+
+    Matrices that share a scale are put into the shard of the first of them.
+    """
     shards: dict[str, list[OutputTensor]] = {shard: [] for shard in checkpoint.shards}
+    homes = {_key(t, t.rule.role): t.info.file for t in tensors}
     for tensor in tensors:
-        shards[tensor.info.file].append(_output(tensor))
+        role = _FUSED.get(tensor.rule.role) if TARGETS[target].fused else None
+        home = homes[_key(tensor, role)] if role else tensor.info.file
+        shards[home] += _outputs(tensor, target, numerics)
     files: list[PlannedFile] = []
     weight_map: dict[str, str] = {}
     total = 0
@@ -44,25 +158,42 @@ def plan_fp8(name: str, checkpoint: Checkpoint, tensors: Sequence[Tensor]) -> Pl
             for part in output.parts
         ]
         placed = layout(stored)
-        files.append(_shard_file(f"{name}/{shard}", placed, outputs))
+        files.append(_shard_file(f"{folder}/{shard}", placed, outputs))
         weight_map.update(dict.fromkeys((t.name for t in stored), shard))
         total += sum(t.size_bytes for t in stored)
     index = {"metadata": {"total_size": total}, "weight_map": weight_map}
-    files.append(_json_file(f"{name}/{INDEX_NAME}", index))
+    files.append(_json_file(f"{folder}/{INDEX_NAME}", index))
     config = read_json_object(checkpoint.path / _CONFIG_NAME)
-    config["quantization_config"] = _quantization_config()
-    files.append(_json_file(f"{name}/{_CONFIG_NAME}", config))
+    config["quantization_config"] = quantization_config(target)
+    files.append(_json_file(f"{folder}/{_CONFIG_NAME}", config))
     copies = tuple(copy for copy in checkpoint.side_files() if copy != _CONFIG_NAME)
-    return PlannedArtifact(name, "FP8_DYNAMIC", tuple(files), copies, is_folder=True)
+    return PlannedArtifact(folder, target, tuple(files), copies, is_folder=True)
 
 
-def _output(tensor: Tensor) -> OutputTensor:
-    info = tensor.info
+def _key(tensor: Tensor, role: str) -> tuple[int | None, int | None, str, bool]:
+    return tensor.layer, tensor.expert, role, len(tensor.info.shape) == 2
+
+
+def _outputs(tensor: Tensor, target: str, numerics: str) -> list[OutputTensor]:
+    """What becomes of one tensor: itself, or its codes and scales."""
+    info, row = tensor.info, TARGETS[target]
     source = (Source(info, 0, info.rows),)
     output = OutputTensor(info.name, info.shape, info.dtype, Cast(info.dtype), source)
-    if tensor.rule.role not in LINEAR_ROLES:
-        return output
-    return replace(output, scheme=Fp8Channel(info.dtype))
+    if tensor.rule.role not in LINEAR_ROLES or len(info.shape) != 2:
+        return [output]
+    if info.columns % row.columns:
+        raise UnsupportedError(
+            f"{info.name}: {info.columns} columns do not divide into groups of {row.columns}, which"
+            f" {target} needs; choose another target"
+        )
+    scheme = row.scheme(target, info.dtype, numerics=numerics)
+    fused = _FUSED.get(tensor.rule.role) if row.fused else None
+    group = f"layers.{tensor.layer}.{tensor.expert}.{fused}" if fused else ""
+    outputs = [replace(output, scheme=scheme, group=group)]
+    if row.format == "pack-quantized":
+        sizes = tuple(float(size) for size in info.shape)
+        outputs.append(OutputTensor(info.name, (2,), "F32", Shape(), computed=sizes))
+    return outputs
 
 
 def _shard_file(path: str, placed: Layout, outputs: Sequence[OutputTensor]) -> PlannedFile:
@@ -82,36 +213,20 @@ def _json_file(path: str, content: dict[str, Any]) -> PlannedFile:
     return PlannedFile(path, text, len(text))
 
 
-def _arguments(strategy: str, *, dynamic: bool) -> dict[str, Any]:
-    return {
-        "actorder": None,
-        "block_structure": None,
-        "dynamic": dynamic,
-        "group_size": None,
-        "num_bits": 8,
-        "observer": None,
-        "observer_kwargs": {},
-        "scale_dtype": None,
-        "strategy": strategy,
-        "symmetric": True,
-        "type": "float",
-        "zp_dtype": None,
-    }
-
-
-def _quantization_config() -> dict[str, Any]:
-    """FP8_DYNAMIC as compressed-tensors words it: channel weights, dynamic token activations."""
+def quantization_config(target: str) -> dict[str, Any]:
+    """A target as compressed-tensors words it in config.json."""
+    row = TARGETS[target]
     return {
         "config_groups": {
-            "FP8_DYNAMIC": {
-                "format": "float-quantized",
-                "input_activations": _arguments("token", dynamic=True),
+            row.preset or target: {
+                "format": row.format,
+                "input_activations": row.inputs,
                 "output_activations": None,
                 "targets": ["Linear"],
-                "weights": _arguments("channel", dynamic=False),
+                "weights": row.weights,
             }
         },
-        "format": "float-quantized",
+        "format": row.format,
         "global_compression_ratio": None,
         "ignore": list(IGNORE),
         "kv_cache_scheme": None,

@@ -1,8 +1,8 @@
 """The verb `quantize`: any number of targets from one read of the checkpoint.
 
-Targets are the registry below: the 16- and 32-bit forms of `convert`, llama.cpp's mixtures, and
-FP8_DYNAMIC for vLLM. A new target is one planner and one line. Two kinds are not in the registry
-because the user names them: a mixture in a YAML file, and the best mixture of a given size.
+Targets are the registry below: the 16- and 32-bit forms of `convert`, llama.cpp's mixtures, and the
+compressed-tensors schemes for vLLM. A new target is one planner and one line. Two kinds are not in
+the registry because the user names them: a mixture in a YAML file, and the best of a given size.
 """
 
 from __future__ import annotations
@@ -18,23 +18,25 @@ from convert.model import Model
 from convert.plan import PlannedArtifact
 from convert.run import Progress
 from quantize.choice import NO_OVERRIDES, Overrides
-from quantize.compressed_tensors import plan_fp8
+from quantize.compressed_tensors import TARGETS, plan_compressed
 from quantize.gguf_targets import Options, plan_mixture, plan_own_mixture, plan_size_target
 from quantize.importance import read_importance
 from quantize.mixture_table import MIXTURES
 from quantize.own_mixture import SUFFIXES, read_own_mixture
+from quantize.scaled import NUMERICS
 from quantize.size_target import SizeTarget
 
 
-def plan_fp8_dynamic(model: Model, target: str, options: Options) -> PlannedArtifact:
-    """Plan the folder `<name>-FP8_DYNAMIC`."""
-    return plan_fp8(f"{model.name}-{target}", model.checkpoint, model.tensors)
+def plan_folder(model: Model, target: str, numerics: str) -> PlannedArtifact:
+    """Plan the compressed-tensors folder `<name>-<target>`."""
+    folder = f"{model.name}-{target}"
+    return plan_compressed(folder, target, model.checkpoint, model.tensors, numerics)
 
 
-def planners(options: Options) -> dict[str, Planner]:
+def planners(options: Options, numerics: str = NUMERICS[0]) -> dict[str, Planner]:
     """Every target by name."""
     return {
-        "FP8_DYNAMIC": partial(plan_fp8_dynamic, options=options),
+        **dict.fromkeys(TARGETS, partial(plan_folder, numerics=numerics)),
         **dict.fromkeys(MIXTURES, partial(plan_mixture, options=options)),
         **job.planners(options.max_file_bytes),
     }
@@ -50,6 +52,7 @@ def quantize(
     imatrix: Path | None = None,
     overrides: Overrides = NO_OVERRIDES,
     max_file_bytes: int | None = None,
+    numerics: str = NUMERICS[0],
     name: str | None = None,
     metadata: Path | None = None,
     force: bool = False,
@@ -60,10 +63,13 @@ def quantize(
 
     A target is a name in the registry or the path of a YAML file with one's own mixture.
     `fit_bytes` and `bits_per_weight` each ask for one more: the best mixture that fits.
+    `numerics` is the profile of the compressed-tensors schemes (`scaled.py`).
     """
+    if numerics not in NUMERICS:
+        raise InputError(f"unknown numerics {numerics!r}; --numerics takes {', '.join(NUMERICS)}")
     importance = read_importance(imatrix) if imatrix else None
     options = Options(importance, overrides, max_file_bytes)
-    known, wanted = planners(options), []
+    known, wanted = planners(options, numerics), []
     for target in targets:
         if target.endswith(SUFFIXES):
             mixture = read_own_mixture(Path(target))
@@ -85,7 +91,7 @@ def quantize(
         known,
         name=name,
         metadata=metadata,
-        recipe=options.recipe(),
+        recipe=options.recipe() | ({} if numerics == NUMERICS[0] else {"numerics": numerics}),
         force=force,
         dry_run=dry_run,
         on_progress=on_progress,

@@ -77,14 +77,23 @@ def llama_fallbacks(log: str) -> int:
     return int(found[1]) if found else 0
 
 
-def model_free_ptq(source: Path, out: Path) -> Path:
-    """Quantize to FP8_DYNAMIC by llm-compressor's data-free entry point, on the CPU."""
+def model_free_ptq(source: Path, out: Path, target: str = "FP8_DYNAMIC") -> Path:
+    """Quantize by llm-compressor's data-free entry point, on the CPU."""
+    from compressed_tensors.quantization import QuantizationArgs, QuantizationScheme
     from llmcompressor.entrypoints.model_free import model_free_ptq as run
     from loguru import logger
 
     logger.disable("llmcompressor")
     logger.disable("compressed_tensors")
-    run(source, out, scheme="FP8_DYNAMIC", ignore=["lm_head", "model.embed_tokens"], device="cpu")
+    scheme: str | QuantizationScheme = target
+    if target == "FP8_TENSOR":  # the one without a preset
+        eight = {"num_bits": 8, "type": "float", "symmetric": True}
+        scheme = QuantizationScheme(
+            targets=["Linear"],
+            weights=QuantizationArgs(strategy="tensor", dynamic=False, **eight),
+            input_activations=QuantizationArgs(strategy="token", dynamic=True, **eight),
+        )
+    run(source, out, scheme=scheme, ignore=["lm_head", "model.embed_tokens"], device="cpu")
     return out
 
 
