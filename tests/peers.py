@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import ctypes
 import re
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -77,14 +77,19 @@ def llama_fallbacks(log: str) -> int:
     return int(found[1]) if found else 0
 
 
-def model_free_ptq(source: Path, out: Path) -> Path:
-    """Quantize to FP8_DYNAMIC by llm-compressor's data-free entry point, on the CPU."""
+def model_free_ptq(
+    source: Path,
+    out: Path,
+    scheme: str = "FP8_DYNAMIC",
+    ignore: Sequence[str] = ("lm_head", "model.embed_tokens"),
+) -> Path:
+    """Quantize by llm-compressor's data-free entry point, on the CPU."""
     from llmcompressor.entrypoints.model_free import model_free_ptq as run
     from loguru import logger
 
     logger.disable("llmcompressor")
     logger.disable("compressed_tensors")
-    run(source, out, scheme="FP8_DYNAMIC", ignore=["lm_head", "model.embed_tokens"], device="cpu")
+    run(source, out, scheme=scheme, ignore=list(ignore), device="cpu")
     return out
 
 

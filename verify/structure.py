@@ -6,8 +6,8 @@ without `rope_freqs`, and both then answer fluently.
 
 For a GGUF the expected names come from the family's rules, and the numbers in its header are held
 against config.json. For a folder the names are the source's own; a matrix that became FP8 must
-bring its scales, one a row, and config.json must say what the source's says, apart from how it is
-quantized. Whether the values are right is not looked at here.
+bring the scales that its config group asks for, and config.json must say what the source's says,
+apart from how it is quantized. Whether the values are right is not looked at here.
 """
 
 from __future__ import annotations
@@ -24,6 +24,8 @@ from convert.model_spec import ModelSpec, read_json_object
 from verify.artifact import Artifact, Kind
 from verify.check import Finding, Outcome, State, Verdict
 from verify.evidence import Evidence
+from verify.layouts import layout_of, parts_of
+from verify.quantization import Quantization, read_quantization
 
 NAME = "structure"
 ROPE_FREQS = "rope_freqs.weight"
@@ -112,10 +114,11 @@ def _look_at_folder(source: Checkpoint, artifact: Artifact) -> tuple[Shapes, Sha
         found = {name: info.shape for name, info in folder.tensors.items()}
         stored = {name: info.dtype for name, info in folder.tensors.items()}
     findings: list[Finding] = []
+    quantization = read_quantization(read_json_object(artifact.path / "config.json"))
     for name, shape in list(expected.items()):
         dtype = stored.get(name)
         if dtype == _FP8 and artifact.kind is Kind.COMPRESSED:
-            expected[name + _SCALE] = (shape[0], 1)
+            expected |= _expected_scales(name, shape, quantization, found)
         elif dtype not in (None, source.tensors[name].dtype):
             findings.append(Finding(name, f"is {dtype}, was {source.tensors[name].dtype}"))
     if artifact.kind is Kind.COMPRESSED and _FP8 not in stored.values():
@@ -123,6 +126,23 @@ def _look_at_folder(source: Checkpoint, artifact: Artifact) -> tuple[Shapes, Sha
     findings += _compare(expected, found)
     findings += _config_findings(source, artifact)
     return expected, found, findings
+
+
+def _expected_scales(
+    name: str, shape: tuple[int, ...], quantization: Quantization | None, found: Shapes
+) -> dict[str, tuple[int, ...]]:
+    """What must lie beside an FP8 matrix by config.json; one scale a row where it says nothing."""
+    module = name.removesuffix(".weight")
+    group = quantization.group_of(module) if quantization else None
+    if group is None or layout_of(group) is None or len(shape) != 2:
+        return {name + _SCALE: (shape[0], 1)}
+    scales: dict[str, tuple[int, ...]] = {}
+    for part in parts_of(group, (shape[0], shape[1])):
+        scale = f"{module}.{part.suffix}"
+        if part.required or scale in found:
+            there = found.get(scale)
+            scales[scale] = there if there in part.shapes else part.shapes[0]
+    return scales
 
 
 def _config_findings(source: Checkpoint, artifact: Artifact) -> Iterator[Finding]:
