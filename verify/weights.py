@@ -14,8 +14,12 @@ Matrices in other formats than E4M3 are counted and not looked at.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+import math
+import os
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
+from functools import partial
 
 import numpy as np
 
@@ -24,15 +28,17 @@ from convert.errors import InputError
 from convert.model_spec import read_json_object
 from convert.tensor import DTYPES, SOURCE_DTYPES, TensorInfo
 from verify.artifact import Artifact, Kind
-from verify.check import Finding, Outcome, State, Verdict
+from verify.check import Finding, Number, Outcome, State, Verdict
 from verify.evidence import Evidence
 from verify.quantization import read_quantization
 from verify.rounding import Float64, Scales, read_scales, rounding_ratios
 
 NAME = "weights"
-BLOCK_VALUES = 1 << 20
-"""Values of one row block; a dozen float64 arrays of that size are alive at once."""
+BLOCK_VALUES = 1 << 18
+"""Values of one row block; a thread holds about a dozen float64 arrays of that size."""
 _FINDINGS = 10
+Look = Callable[[int, int], Float64]
+"""Error over bound of the rows from one number up to another."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -66,22 +72,17 @@ def check_weights(evidence: Evidence, /) -> Outcome:
     """Hold every weight of an FP8 folder against the source's."""
     source = evidence.reference.checkpoint
     with Checkpoint.open(evidence.artifact.path) as stored:
-        rows, columns = _block(stored)
-        deviations = list(measure_weights(source, stored, (rows, columns)))
-        others = sum(
-            info.dtype != source.tensors[name].dtype and not _is_code(info)
-            for name, info in stored.tensors.items()
-            if name in source.tensors
-        )
+        deviations = list(measure_weights(source, stored))
     wrong = sorted((d for d in deviations if d.out_of_bounds), key=lambda d: -d.ratio)
     codes = [d for d in deviations if _is_code(stored.tensors[d.name])]
-    numbers = {
+    worst = max((d.ratio for d in codes), default=0.0)
+    numbers: dict[str, Number] = {
         "matrices": len(codes),
         "copies": len(deviations) - len(codes),
-        "not_looked_at": others,
+        "not_looked_at": len(source.tensors) - len(deviations),
         "values": sum(d.elements for d in deviations),
         "out_of_bounds": sum(d.out_of_bounds for d in wrong),
-        "worst_ratio": max((d.ratio for d in codes), default=0.0),
+        "worst_ratio": None if math.isinf(worst) else worst,
     }
     if wrong:
         reason = f"{len(wrong)} tensors are not what rounding makes of the source"
@@ -90,6 +91,8 @@ def check_weights(evidence: Evidence, /) -> Outcome:
     if not codes:
         return Outcome(NAME, Verdict(State.NOT_ENOUGH_EVIDENCE, "no FP8 matrix", numbers))
     reason = f"all {numbers['values']:,} values are within their rounding of the source"
+    if numbers["not_looked_at"]:
+        reason += f"; {numbers['not_looked_at']} tensors are in other formats"
     return Outcome(NAME, Verdict(State.PASS, reason, numbers))
 
 
@@ -106,43 +109,32 @@ def _is_code(info: TensorInfo) -> bool:
     return info.dtype == "F8_E4M3" and info.name.endswith(".weight")
 
 
-def _block(stored: Checkpoint) -> tuple[int, int]:
-    quantization = read_quantization(read_json_object(stored.path / "config.json"))
-    groups = quantization.groups if quantization else ()
-    return groups[0].block if groups else (128, 128)
-
-
 def measure_weights(
-    source: Checkpoint, stored: Checkpoint, block: tuple[int, int]
+    source: Checkpoint, stored: Checkpoint, threads: int | None = None
 ) -> Iterator[Deviation]:
-    """The deviation of every tensor that both have in one shape, in the order of the source.
-
-    `block` is the rows and columns that share a scale where scales have the block granularity.
-    """
-    for name, info in source.tensors.items():
-        found = stored.tensors.get(name)
-        if found is None or found.shape != info.shape or info.dtype not in SOURCE_DTYPES:
-            continue
-        scale = stored.tensors.get(f"{name}_scale")
-        if _is_code(found) and scale is not None and scale.dtype in SOURCE_DTYPES:
-            scales = read_scales(stored, scale, info, block)
-            yield _deviation(
-                name,
-                info,
-                (
-                    (start, _ratios(source, stored, info, found, start, stop, scales))
-                    for start, stop in _row_blocks(info)
-                ),
-            )
-        elif found.dtype == info.dtype:
-            yield _deviation(
-                name,
-                info,
-                (
-                    (start, _differs(source, stored, info, found, start, stop))
-                    for start, stop in _row_blocks(info)
-                ),
-            )
+    """The deviation of every tensor that both have in one shape, in the order of the source."""
+    quantization = read_quantization(read_json_object(stored.path / "config.json"))
+    source.open_shards()
+    stored.open_shards()
+    with ThreadPoolExecutor(threads or os.cpu_count() or 1) as pool:
+        for name, info in source.tensors.items():
+            found = stored.tensors.get(name)
+            if found is None or found.shape != info.shape or info.dtype not in SOURCE_DTYPES:
+                continue
+            scale = stored.tensors.get(f"{name}_scale")
+            if _is_code(found) and scale is not None and scale.dtype in SOURCE_DTYPES:
+                group = (
+                    quantization.group_of(name.removesuffix(".weight")) if quantization else None
+                )
+                block = group.block if group else (128, 128)
+                scales = read_scales(stored, scale, info, block)
+                look: Look = partial(_ratios, source, stored, info, found, scales)
+            elif found.dtype == info.dtype:
+                look = partial(_differs, source, stored, info, found)
+            else:
+                continue
+            parts = pool.map(lambda rows, look=look: _measure(look, *rows), _row_blocks(info))
+            yield _sum_up(info, list(parts))
 
 
 def _row_blocks(info: TensorInfo) -> Iterator[tuple[int, int]]:
@@ -151,18 +143,35 @@ def _row_blocks(info: TensorInfo) -> Iterator[tuple[int, int]]:
         yield start, min(start + step, info.rows)
 
 
-def _deviation(name: str, info: TensorInfo, blocks: Iterator[tuple[int, Float64]]) -> Deviation:
-    """Sum up (first row, ratio of every element) over the blocks of one tensor."""
-    out_of_bounds = rows = worst_row = 0
-    worst = 0.0
-    for start, ratios in blocks:
-        wrong = ratios > 1
-        out_of_bounds += int(np.count_nonzero(wrong))
-        rows += int(np.count_nonzero(wrong.any(axis=1)))
-        by_row = ratios.max(axis=1, initial=0.0)
-        if by_row.size and by_row.max() > worst:
-            worst, worst_row = float(by_row.max()), start + int(by_row.argmax())
-    return Deviation(name, info.rows * info.columns, out_of_bounds, rows, worst_row, worst)
+@dataclass(frozen=True, slots=True)
+class _Part:
+    """What one row block has to say."""
+
+    out_of_bounds: int
+    rows: int
+    worst_row: int
+    ratio: float
+
+
+def _measure(look: Look, start: int, stop: int) -> _Part:
+    """Only these four numbers leave a thread; the arrays of a block live as long as it."""
+    ratios = look(start, stop)
+    wrong, by_row = ratios > 1, ratios.max(axis=1, initial=0.0)
+    worst = int(by_row.argmax())
+    rows = int(np.count_nonzero(wrong.any(axis=1)))
+    return _Part(int(np.count_nonzero(wrong)), rows, start + worst, float(by_row[worst]))
+
+
+def _sum_up(info: TensorInfo, parts: Sequence[_Part]) -> Deviation:
+    worst = max(parts, key=lambda part: part.ratio, default=_Part(0, 0, 0, 0.0))
+    return Deviation(
+        name=info.name,
+        elements=info.rows * info.columns,
+        out_of_bounds=sum(part.out_of_bounds for part in parts),
+        rows=sum(part.rows for part in parts),
+        worst_row=worst.worst_row,
+        ratio=worst.ratio,
+    )
 
 
 def _ratios(
@@ -170,9 +179,9 @@ def _ratios(
     stored: Checkpoint,
     info: TensorInfo,
     found: TensorInfo,
+    scales: Scales,
     start: int,
     stop: int,
-    scales: Scales,
 ) -> Float64:
     w = source.read_rows(info, start, stop).float32().astype(np.float64)
     codes = stored.read_rows(found, start, stop).raw.view(np.uint8)

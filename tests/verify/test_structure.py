@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import shutil
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -13,8 +14,10 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
+from convert.checkpoint import Checkpoint
 from tests.verify.conftest import evidence
 from tests.verify.damage import Edit, rewrite_gguf
+from tests.verify.lint.checkpoints import change_tensors, make
 from verify.check import Outcome, State
 from verify.evidence import Reference
 from verify.structure import check_structure
@@ -146,3 +149,15 @@ def test_a_folder_that_says_quantized_and_is_not(
     folder = Path(shutil.copytree(reference.folder, tmp_path / "broken"))
     shutil.copy(artifacts["FP8_DYNAMIC"] / "config.json", folder / "config.json")
     assert "config.json says quantized" in str(found(check_structure(evidence(reference, folder))))
+
+
+@pytest.mark.parametrize("scheme", ["FP8_BLOCK", "FP8"])
+def test_scales_of_other_granularities(reference: Reference, tmp_path: Path, scheme: str) -> None:
+    folder = make(scheme, tmp_path)
+    source = replace(reference, checkpoint=Checkpoint.open(tmp_path / "source"))
+    assert check_structure(evidence(source, folder)).verdict.state is State.PASS
+    name = "model.layers.0.mlp.down_proj.weight_scale"
+    change_tensors(folder, lambda tensors: tensors.update({name: torch.ones(256, 1).bfloat16()}))
+    expected = "[2, 4]" if scheme == "FP8_BLOCK" else "[1]"
+    outcome = check_structure(evidence(source, folder))
+    assert found(outcome) == {name: f"shape [256, 1], expected {expected}"}

@@ -20,10 +20,13 @@ from tests.peers import model_free_ptq
 from tests.quantize.test_identity_fp8 import ROW, awkward_rows
 from tests.verify.conftest import evidence
 from tests.verify.lint.checkpoints import Tensors, change_tensors, make
+from tests.verify.test_verify import right, scripted, write_suite
 from verify import weights
+from verify.artifact import Kind
 from verify.check import Outcome, State
 from verify.evidence import Reference
 from verify.rounding import rounding_ratios
+from verify.verify import verify
 from verify.weights import check_weights, is_fp8, measure_weights
 
 Q, K = "model.layers.0.self_attn.q_proj", "model.layers.1.self_attn.k_proj"
@@ -87,9 +90,9 @@ def test_block_size_changes_nothing(
     block_values: int,
 ) -> None:
     with Checkpoint.open(artifacts["FP8_DYNAMIC"]) as stored:
-        whole = list(measure_weights(reference.checkpoint, stored, (128, 128)))
+        whole = list(measure_weights(reference.checkpoint, stored, threads=1))
         monkeypatch.setattr(weights, "BLOCK_VALUES", block_values)
-        assert list(measure_weights(reference.checkpoint, stored, (128, 128))) == whole
+        assert list(measure_weights(reference.checkpoint, stored)) == whole
 
 
 def swap(tensors: Tensors) -> None:
@@ -185,6 +188,33 @@ def test_scales_of_no_granularity_are_refused(
     change_tensors(folder, lambda t: t.update({f"{Q}.weight_scale": torch.ones(7).bfloat16()}))
     with pytest.raises(TensorError, match=r"q_proj\.weight_scale: shape \[7\] fits no granularity"):
         check_weights(evidence(reference, folder))
+
+
+def test_verify_looks_at_the_weights_of_an_fp8_folder_only(
+    reference_folder: Path, artifacts: dict[str, Path], tmp_path: Path
+) -> None:
+    engines = scripted(reference_folder, dict.fromkeys(Kind, right))
+    broken = Path(shutil.copytree(artifacts["FP8_DYNAMIC"], tmp_path / "broken"))
+    change_tensors(broken, spoil_a_code)
+    report = verify(
+        reference_folder,
+        [artifacts["FP8_DYNAMIC"], artifacts["Q8_0"], broken],
+        suite=write_suite(tmp_path, 100),
+        open_engine=engines,
+    )
+    whole, gguf, spoilt = report.artifacts
+    assert "weights" in [outcome.check for outcome in whole.outcomes]
+    assert "weights" not in [outcome.check for outcome in gguf.outcomes]
+    assert (whole.state, gguf.state, spoilt.state) == (State.PASS, State.PASS, State.FAIL)
+    numbers = next(o for o in spoilt.outcomes if o.check == "weights").verdict.numbers
+    assert numbers["worst_ratio"] is None, "there is no infinity in JSON"
+
+
+def test_matrices_of_other_formats_are_counted(reference: Reference, tmp_path: Path) -> None:
+    made = make("MXFP8", tmp_path)
+    outcome = check_weights(evidence(beside(reference, tmp_path / "source"), made))
+    assert outcome.verdict.state is State.NOT_ENOUGH_EVIDENCE
+    assert outcome.verdict.numbers["not_looked_at"] == 14
 
 
 def test_only_fp8_folders_are_looked_at(
