@@ -26,7 +26,7 @@ def code_bits(info: TensorInfo, items: Array, num_bits: int = 8) -> Codes:
         return octets.astype(np.int64)
     if info.dtype in _FLOATS:
         return items.view(f"u{DTYPES[info.dtype].itemsize}").astype(np.int64)
-    return items.astype(np.int64)
+    return items.view(np.int64) if info.dtype == "F64" else items.astype(np.int64)
 
 
 def ordered(info: TensorInfo, bits: Codes) -> Codes:
@@ -35,6 +35,8 @@ def ordered(info: TensorInfo, bits: Codes) -> Codes:
         return _signed(bits, 8) if info.dtype == "U8" else bits
     if info.dtype in _FLOATS:
         return _signed(bits, 1 << (8 * DTYPES[info.dtype].itemsize - 1))
+    if info.dtype == "F64":  # in steps of two, so that a distance fits
+        return np.where(bits < 0, -(bits & ((1 << 63) - 1)), bits) >> 1
     return bits
 
 

@@ -152,6 +152,21 @@ def test_what_a_difference_means(
         assert reason in report.reason
 
 
+@pytest.mark.parametrize("dtype", [torch.float64, torch.float32, torch.float16, torch.int64])
+def test_small_differences_of_wide_numbers(
+    fp8: Path, other: Path, tmp_path: Path, dtype: torch.dtype
+) -> None:
+    ones = torch.ones(256, dtype=dtype)
+    changed = ones.clone()
+    changed[7] = 1 + (1 if dtype is torch.int64 else torch.finfo(dtype).eps * 2)
+    third = Path(shutil.copytree(fp8, tmp_path / "third"))
+    change_tensors(other, lambda t: t.update({"model.norm.weight": ones}))
+    change_tensors(third, lambda t: t.update({"model.norm.weight": changed}))
+    (worst,) = diff(other, third).worst
+    assert (worst.name, worst.differing) == ("model.norm.weight", 1)
+    assert worst.max_distance == (2 if dtype in (torch.float32, torch.float16) else 1)
+
+
 def test_the_sign_of_a_zero_is_a_difference_of_no_distance(fp8: Path, other: Path) -> None:
     zero = torch.zeros(256, 256).to(torch.float8_e4m3fn)
     for folder, value in ((fp8, zero), (other, (-zero.float()).to(torch.float8_e4m3fn))):

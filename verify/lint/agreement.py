@@ -89,7 +89,7 @@ def _lint_module(stored: StoredCheckpoint, name: str, module: Module) -> Iterato
         return
     group = stored.group_of(name)
     if not is_quantized(module):
-        if group is not None:
+        if group is not None and _is_meant(stored, name):
             scheme = " ".join(group.scheme)
             yield finding("module-not-quantized", name, weight.dtype, f"{scheme} ({group.name})")
         return
@@ -98,6 +98,19 @@ def _lint_module(stored: StoredCheckpoint, name: str, module: Module) -> Iterato
             yield finding("module-not-in-config", name, weight.dtype, "BF16, F16 or F32")
         return
     yield from _lint_parts(name, module, weight, group)
+
+
+def _is_meant(stored: StoredCheckpoint, name: str) -> bool:
+    """Whether a target of Linear can mean the module.
+
+    Of a model that is not known here, matrices may belong to other classes (a position embedding, a
+    prediction head); there, only what is quantized in some other layer is meant.
+    """
+    if stored.family is not None:
+        return True
+    last = name.rpartition(".")[2]
+    modules = stored.modules.items()
+    return any(other.rpartition(".")[2] == last and is_quantized(m) for other, m in modules)
 
 
 def _lint_parts(

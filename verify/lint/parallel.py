@@ -48,10 +48,13 @@ class Parallelism:
 
 def plan_parallelism(stored: StoredCheckpoint) -> Parallelism:
     """Which of `SIZES` work; empty for a model whose sizes are not known."""
-    spec = stored.spec
-    if spec is None:
+    if stored.spec is None:
         return Parallelism({}, {})
-    kinds = _kinds(stored)
+    return plan_sizes(stored.spec, _kinds(stored))
+
+
+def plan_sizes(spec: ModelSpec, kinds: Mapping[str, Group]) -> Parallelism:
+    """Which of `SIZES` work; `kinds` is the config group of each projection, by its last name."""
     heads = {size: _heads_refuse(spec, size) for size in SIZES}
     blocked = {
         size: why

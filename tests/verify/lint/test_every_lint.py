@@ -7,9 +7,10 @@ from pathlib import Path
 import pytest
 
 from tests.miniature import write_checkpoint
-from tests.verify.lint.breakages import BREAKAGES, FURTHER, Breakage
+from tests.verify.lint.breakages import BREAKAGES, FURTHER
 from tests.verify.lint.checkpoints import CALIBRATED, DATA_FREE, OTHERS, readable
 from tests.verify.lint.conftest import MakeClean
+from tests.verify.lint.edits import Breakage
 from verify.lint.finding import LintReport, Severity
 from verify.lint.lint import lint
 from verify.lint.lints import LINTS

@@ -17,7 +17,6 @@ from safetensors.torch import save_file
 
 from convert.errors import CheckpointError
 from tests.command import invoke
-from tests.verify.lint.breakages import drop, ignore, with_row
 from tests.verify.lint.checkpoints import (
     CONFIG,
     INDEX,
@@ -28,6 +27,7 @@ from tests.verify.lint.checkpoints import (
     linears,
 )
 from tests.verify.lint.conftest import MakeClean
+from tests.verify.lint.edits import drop, ignore, with_row
 from verify import stored_checkpoint
 from verify.lint.finding import Severity
 from verify.lint.lint import lint
