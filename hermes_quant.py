@@ -19,6 +19,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 if TYPE_CHECKING:
+    from rich.console import Console
     from rich.table import Table
 
     from convert.inspection import Inspection
@@ -259,6 +260,45 @@ def verify(
         raise typer.Exit(report.exit_code)
 
 
+@app.command()
+def lint(
+    path: Annotated[Path, typer.Argument(metavar="PATH", help="Checkpoint folder of safetensors.")],
+    as_json: JsonOption = False,
+) -> None:
+    """Say by name what is wrong with a quantized checkpoint, without a GPU or a reference."""
+    with _errors():
+        from verify.lint.lint import lint as verb
+        from verify.lint.print_lint import print_lint
+
+        with _progress(as_json) as report_progress:
+            report = verb(path, on_progress=report_progress)
+        if as_json:
+            _print_json(report.to_dict())
+        else:
+            print_lint(report, _console())
+        raise typer.Exit(report.exit_code)
+
+
+@app.command()
+def diff(
+    a: Annotated[Path, typer.Argument(metavar="A", help="Checkpoint folder.")],
+    b: Annotated[Path, typer.Argument(metavar="B", help="Checkpoint folder of the same layout.")],
+    as_json: JsonOption = False,
+) -> None:
+    """Compare two checkpoints code by code: identical, other numerics, or another model."""
+    with _errors():
+        from verify.diff import diff as verb
+        from verify.print_diff import print_diff
+
+        with _progress(as_json) as report_progress:
+            report = verb(a, b, on_progress=report_progress)
+        if as_json:
+            _print_json(report.to_dict())
+        else:
+            print_diff(report, _console())
+        raise typer.Exit(report.exit_code)
+
+
 @contextmanager
 def _steps(quiet: bool) -> Iterator[Callable[[str, int, int], None] | None]:
     """A progress bar on stderr for one named model after another, if that is a terminal."""
@@ -281,11 +321,12 @@ def _steps(quiet: bool) -> Iterator[Callable[[str, int, int], None] | None]:
 def _errors() -> Iterator[None]:
     """Errors that a person can mend become one line on stderr and exit code 2."""
     from convert.errors import HermesQuantError
+    from convert.terminal import printable
 
     try:
         yield
     except HermesQuantError as error:
-        typer.echo(f"error: {_printable(str(error))}", err=True)
+        typer.echo(f"error: {printable(str(error))}", err=True)
         raise typer.Exit(EXIT_BAD_INPUT) from error
     except KeyboardInterrupt as error:
         typer.echo("interrupted; nothing was left under a final name", err=True)
@@ -326,16 +367,15 @@ def _progress(quiet: bool) -> Iterator[Progress | None]:
         yield report
 
 
-def _print(*renderables: object) -> None:
+def _console() -> Console:
     from rich.console import Console
 
     # A pipe has no width: nothing is cut there.
-    Console(width=None if sys.stdout.isatty() else 1000).print(*renderables)
+    return Console(width=None if sys.stdout.isatty() else 1000)
 
 
-def _printable(text: str) -> str:
-    """`text` on one line: what a terminal would act on, and lone surrogates, as escapes."""
-    return "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in text)
+def _print(*renderables: object) -> None:
+    _console().print(*renderables)
 
 
 def _print_json(data: Any) -> None:
@@ -434,6 +474,8 @@ def _job_json(job: Job) -> dict[str, Any]:
 
 
 def _inspection_table(found: Inspection) -> Table:
+    from convert.terminal import printable
+
     table = _table("", "")
     table.show_header = False
     scaling = f", {found.rope_scaling} rope scaling" if found.rope_scaling else ""
@@ -454,7 +496,7 @@ def _inspection_table(found: Inspection) -> Table:
         "chat templates": ", ".join(found.chat_templates) or "none",
     }
     for key, value in rows.items():
-        table.add_row(f"[bold]{key}", _printable(value).replace("[", r"\["))
+        table.add_row(f"[bold]{key}", printable(value).replace("[", r"\["))
     for stored in found.stored:
         size = f"{stored.tensors} tensors, {stored.values:,} values, {_size(stored.size_bytes)}"
         table.add_row(f"[bold]stored as {stored.type}", size)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import ctypes
 import re
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -77,7 +77,12 @@ def llama_fallbacks(log: str) -> int:
     return int(found[1]) if found else 0
 
 
-def model_free_ptq(source: Path, out: Path, target: str = "FP8_DYNAMIC") -> Path:
+def model_free_ptq(
+    source: Path,
+    out: Path,
+    target: str = "FP8_DYNAMIC",
+    ignore: Sequence[str] = ("lm_head", "model.embed_tokens"),
+) -> Path:
     """Quantize by llm-compressor's data-free entry point, on the CPU."""
     from compressed_tensors.quantization import QuantizationArgs, QuantizationScheme
     from llmcompressor.entrypoints.model_free import model_free_ptq as run
@@ -93,7 +98,7 @@ def model_free_ptq(source: Path, out: Path, target: str = "FP8_DYNAMIC") -> Path
             weights=QuantizationArgs(strategy="tensor", dynamic=False, **eight),
             input_activations=QuantizationArgs(strategy="token", dynamic=True, **eight),
         )
-    run(source, out, scheme=scheme, ignore=["lm_head", "model.embed_tokens"], device="cpu")
+    run(source, out, scheme=scheme, ignore=list(ignore), device="cpu")
     return out
 
 

@@ -22,9 +22,12 @@ from convert.checkpoint import Checkpoint
 from convert.errors import InputError, UnsupportedError
 from convert.gguf_reader import read_gguf
 from convert.model_spec import read_json_object
+from quantize.compressed_tensors import TARGETS, quantization_config
 
 UNKNOWN = "unknown"
 COMPRESSED_TENSORS = "compressed-tensors"
+_ARGUMENTS = ("weights", "input_activations")
+_DECISIVE = ("num_bits", "type", "strategy", "dynamic", "group_size", "block_structure")
 
 
 class Kind(StrEnum):
@@ -106,6 +109,20 @@ def _most(stored: Iterable[tuple[str, tuple[int, ...]]]) -> str:
 
 
 def _scheme_name(config: dict[str, Any]) -> str:
+    """Our name for the scheme, whatever its group is called; else the name of the only group."""
     groups = config.get("config_groups")
-    names = list(groups) if isinstance(groups, dict) else []
-    return names[0] if len(names) == 1 else COMPRESSED_TENSORS
+    if not isinstance(groups, dict) or len(groups) != 1:
+        return COMPRESSED_TENSORS
+    ((name, group),) = groups.items()
+    if isinstance(group, dict):
+        for target in TARGETS:
+            ours = next(iter(quantization_config(target)["config_groups"].values()))
+            if all(_same_arguments(group.get(key), ours[key]) for key in _ARGUMENTS):
+                return target
+    return str(name)
+
+
+def _same_arguments(theirs: Any, ours: dict[str, Any] | None) -> bool:
+    if ours is None or not isinstance(theirs, dict):
+        return theirs is None and ours is None
+    return all(theirs.get(key) == ours[key] for key in _DECISIVE)

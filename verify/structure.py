@@ -5,9 +5,10 @@ substitute for this: transformers fills a missing weight with random numbers and
 without `rope_freqs`, and both then answer fluently.
 
 For a GGUF the expected names come from the family's rules, and the numbers in its header are held
-against config.json. For a folder the names are the source's own; a matrix that became FP8 must
-bring its scales, one a row, and config.json must say what the source's says, apart from how it is
-quantized. Whether the values are right is not looked at here.
+against config.json. For a folder the names are the source's own; a matrix that its config group
+quantizes must be stored as the group says, with all that lies beside it, and config.json must say
+what the source's says, apart from how it is quantized. Whether the values are right is not looked
+at here.
 """
 
 from __future__ import annotations
@@ -24,11 +25,11 @@ from convert.model_spec import ModelSpec, read_json_object
 from verify.artifact import Artifact, Kind
 from verify.check import Finding, Outcome, State, Verdict
 from verify.evidence import Evidence
+from verify.layouts import CACHE_SCALES, layout_of, parts_of, stored_columns
+from verify.quantization import Group, read_quantization
 
 NAME = "structure"
 ROPE_FREQS = "rope_freqs.weight"
-_SCALE = "_scale"
-_FP8 = "F8_E4M3"
 _LOADER_KEYS = ("quantization_config", "transformers_version")
 Shapes = Mapping[str, tuple[int, ...]]
 
@@ -107,22 +108,48 @@ def _same_number(found: Any, expected: Any) -> bool:
 
 def _look_at_folder(source: Checkpoint, artifact: Artifact) -> tuple[Shapes, Shapes, list[Finding]]:
     """Expected shapes, found shapes and findings of a folder."""
-    expected = {name: info.shape for name, info in source.tensors.items()}
     with Checkpoint.open(artifact.path) as folder:
         found = {name: info.shape for name, info in folder.tensors.items()}
         stored = {name: info.dtype for name, info in folder.tensors.items()}
+    quantization = read_quantization(read_json_object(artifact.path / "config.json"))
+    expected: dict[str, tuple[int, ...]] = {}
     findings: list[Finding] = []
-    for name, shape in list(expected.items()):
-        dtype = stored.get(name)
-        if dtype == _FP8 and artifact.kind is Kind.COMPRESSED:
-            expected[name + _SCALE] = (shape[0], 1)
-        elif dtype not in (None, source.tensors[name].dtype):
-            findings.append(Finding(name, f"is {dtype}, was {source.tensors[name].dtype}"))
-    if artifact.kind is Kind.COMPRESSED and _FP8 not in stored.values():
-        findings.append(Finding(artifact.name, f"config.json says quantized; no tensor is {_FP8}"))
+    matrices = 0
+    for name, info in source.tensors.items():
+        module = name.removesuffix(".weight")
+        group = quantization.group_of(module) if quantization and module != name else None
+        layout = layout_of(group) if group and len(info.shape) == 2 else None
+        if group is None or layout is None:
+            weight, shape = name, info.shape
+            dtypes: tuple[str, ...] = (info.dtype,)
+        else:
+            weight, dtypes = f"{module}.{layout.weight}", layout.weight_dtypes
+            matrices += stored.get(weight) in dtypes
+            shape = (info.shape[0], stored_columns(layout, group, info.shape[1]))
+            expected |= _expected_parts(module, group, (info.shape[0], info.shape[1]), found)
+        expected[weight] = shape
+        if stored.get(weight, dtypes[0]) not in dtypes:
+            findings.append(Finding(weight, f"is {stored[weight]}, expected {' or '.join(dtypes)}"))
+    if quantization and quantization.kv_cache:
+        expected |= {name: found[name] for name in found if name.endswith(CACHE_SCALES)}
+    if artifact.kind is Kind.COMPRESSED and not matrices:
+        findings.append(Finding(artifact.name, "config.json says quantized; no matrix is"))
     findings += _compare(expected, found)
     findings += _config_findings(source, artifact)
     return expected, found, findings
+
+
+def _expected_parts(
+    module: str, group: Group, shape: tuple[int, int], found: Shapes
+) -> dict[str, tuple[int, ...]]:
+    """What must lie beside a quantized matrix (out, in), by config.json."""
+    parts: dict[str, tuple[int, ...]] = {}
+    for part in parts_of(group, shape):
+        name = f"{module}.{part.suffix}"
+        if part.required or name in found:
+            there = found.get(name)
+            parts[name] = there if there in part.shapes else part.shapes[0]
+    return parts
 
 
 def _config_findings(source: Checkpoint, artifact: Artifact) -> Iterator[Finding]:

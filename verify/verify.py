@@ -1,10 +1,11 @@
 """The verb `verify`: one reference, any number of artifacts, one report.
 
 The reference answers the suite once, in float32, and is put away; then each artifact in turn is
-looked at (structure, tokens, templates), run by the engine it is made for, and compared. One model
-is in memory at a time. An artifact whose structure is wrong is not run: what it would answer says
-nothing. One that its engine cannot load has failed, one that the engine cannot compute as it is
-meant to be computed leaves too little evidence, and the others are verified all the same.
+looked at (structure, tokens, templates, and the weights of an FP8 folder), run by the engine it is
+made for, and compared. One model is in memory at a time. An artifact whose structure is wrong is
+not run: what it would answer says nothing. One that its engine cannot load has failed, one that the
+engine cannot compute as it is meant to be computed leaves too little evidence, and the others are
+verified all the same.
 
 `open_engine` is a parameter so that a test, or a caller with a server, can put another engine in an
 artifact's place.
@@ -35,6 +36,7 @@ from verify.structure import check_structure, expected_gguf_shapes
 from verify.suite import Suite, read_suite
 from verify.templates import check_templates
 from verify.tokens import check_tokens
+from verify.weights import check_weights, is_fp8
 
 DEFAULT_MAX_NEW_TOKENS = 256
 CHECKS_BEFORE: tuple[Check[Evidence], ...] = (check_structure, check_tokens, check_templates)
@@ -119,6 +121,8 @@ def _verify_one(
     outcomes = [check(evidence) for check in CHECKS_BEFORE]
     info: EngineInfo | None = None
     scores: Scores | None = None
+    if outcomes[0].verdict.state is not State.FAIL and is_fp8(artifact):
+        outcomes.append(check_weights(evidence))
     if outcomes[0].verdict.state is State.FAIL:
         outcomes.append(_not_run(State.NOT_ENOUGH_EVIDENCE, "not run: its structure is wrong"))
     else:

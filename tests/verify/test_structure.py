@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import shutil
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -13,9 +14,12 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
+from convert.checkpoint import Checkpoint
+from quantize.compressed_tensors import TARGETS
 from quantize.job import quantize
 from tests.verify.conftest import evidence
 from tests.verify.damage import Edit, rewrite_gguf
+from tests.verify.lint.checkpoints import change_tensors, make
 from verify.check import Outcome, State
 from verify.evidence import Reference
 from verify.structure import check_structure
@@ -41,6 +45,23 @@ def test_a_split_gguf_is_one_artifact_by_its_folder_or_its_first_file(
         assert check_structure(given).verdict.state is State.PASS
     rest[0].rename(tmp_path / "away.gguf")
     assert check_structure(evidence(reference, first)).verdict.state is State.FAIL
+
+
+@pytest.mark.parametrize("target", TARGETS)
+def test_every_scheme_for_vllm_is_known_by_its_name_and_whole(
+    reference: Reference, tmp_path: Path, target: str
+) -> None:
+    quantize(str(reference.folder), tmp_path, [target], name="m")
+    folder = tmp_path / f"m-{target}"
+    given = evidence(reference, folder)
+    assert given.artifact.type == target
+    outcome = check_structure(given)
+    assert outcome.verdict.state is State.PASS, outcome.findings
+    stored = load_file(folder / "model.safetensors")
+    gone = next(name for name in stored if "q_proj.weight_" in name)
+    save_file({n: t for n, t in stored.items() if n != gone}, folder / "model.safetensors")
+    (folder / "model.safetensors.index.json").unlink()
+    assert "missing" in found(check_structure(given))[gone]
 
 
 @pytest.mark.parametrize("target", ["F32", "Q8_0", "FP8_DYNAMIC"])
@@ -131,7 +152,7 @@ def damaged_folder(source: Path, target: Path, **edits: torch.Tensor | None) -> 
         ({"lm_head.weight": None}, "lm_head.weight", "missing"),
         ({Q_PROJ + "_scale": torch.ones(1)}, Q_PROJ + "_scale", "shape [1], expected [256, 1]"),
         ({"extra.weight": torch.ones(1)}, "extra.weight", "nothing in the source"),
-        ({"model.norm.weight": torch.ones(256)}, "model.norm.weight", "is F32, was BF16"),
+        ({"model.norm.weight": torch.ones(256)}, "model.norm.weight", "is F32, expected BF16"),
     ],
 )
 def test_a_folder_with_a_wrong_tensor(
@@ -161,3 +182,15 @@ def test_a_folder_that_says_quantized_and_is_not(
     folder = Path(shutil.copytree(reference.folder, tmp_path / "broken"))
     shutil.copy(artifacts["FP8_DYNAMIC"] / "config.json", folder / "config.json")
     assert "config.json says quantized" in str(found(check_structure(evidence(reference, folder))))
+
+
+@pytest.mark.parametrize("scheme", ["FP8_BLOCK", "FP8"])
+def test_scales_of_other_granularities(reference: Reference, tmp_path: Path, scheme: str) -> None:
+    folder = make(scheme, tmp_path)
+    source = replace(reference, checkpoint=Checkpoint.open(tmp_path / "source"))
+    assert check_structure(evidence(source, folder)).verdict.state is State.PASS
+    name = "model.layers.0.mlp.down_proj.weight_scale"
+    change_tensors(folder, lambda tensors: tensors.update({name: torch.ones(256, 1).bfloat16()}))
+    expected = "[2, 4]" if scheme == "FP8_BLOCK" else "[1]"
+    outcome = check_structure(evidence(source, folder))
+    assert found(outcome) == {name: f"shape [256, 1], expected {expected}"}

@@ -1,0 +1,70 @@
+"""The report of a diff for a person: the verdict, what it rests on, and the ten worst tensors."""
+
+from __future__ import annotations
+
+from rich import box
+from rich.console import Console
+from rich.markup import escape
+from rich.table import Table
+from rich.text import Text
+
+from convert.terminal import printable
+from verify.diff import DiffReport, Relation, TensorDiff
+
+STYLES = {
+    Relation.IDENTICAL: "bold green",
+    Relation.OTHER_NUMERICS: "bold yellow",
+    Relation.OTHER_MODEL: "bold red",
+}
+_PRINTED = 5
+
+
+def print_diff(report: DiffReport, console: Console) -> None:
+    """The verdict first, then what differs."""
+    console.print(
+        Text.assemble((report.relation.value, STYLES[report.relation]), f": {report.reason}")
+    )
+    equal = sum(tensor.equal for tensor in report.tensors)
+    both = len(report.tensors)
+    console.print(
+        Text(
+            printable(f"{report.a} / {report.b}: {report.layout}; {equal} of {both} tensors equal")
+        ),
+        style="dim",
+    )
+    for place, names in ((report.a, report.only_in_a), (report.b, report.only_in_b)):
+        for name in names[:_PRINTED]:
+            console.print(Text(printable(f"only in {place}: {name}")))
+        if len(names) > _PRINTED:
+            more = f"and {len(names) - _PRINTED} more only in {place}, all in --json"
+            console.print(Text(printable(more)))
+    if report.worst:
+        console.print(_worst(report))
+
+
+def _worst(report: DiffReport) -> Table:
+    wrong = sum(not tensor.equal for tensor in report.tensors)
+    title = f"The {len(report.worst)} that differ most" if wrong > len(report.worst) else "Differ"
+    table = Table(title=title, title_justify="left", box=box.SIMPLE_HEAD, pad_edge=False)
+    table.add_column("tensor", overflow="fold")
+    table.add_column("as")
+    for heading in ("values", "differ", "%", "codes apart"):
+        table.add_column(heading, justify="right", no_wrap=True)
+    for tensor in report.worst:
+        table.add_row(*_row(tensor))
+    return table
+
+
+def _row(tensor: TensorDiff) -> tuple[Text, str, str, str, str, str]:
+    name, count = Text(printable(tensor.name)), f"{tensor.elements:,}"
+    if tensor.form is not None:
+        return name, escape(tensor.form), count, "-", "-", "-"
+    share = f"{100 * tensor.differing / tensor.elements:.2f}"
+    return (
+        name,
+        tensor.kind.value,
+        count,
+        f"{tensor.differing:,}",
+        share,
+        f"{tensor.max_distance:,}",
+    )
