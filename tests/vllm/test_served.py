@@ -24,7 +24,7 @@ from verify.report import ArtifactReport
 from verify.verify import verify
 
 NANO = ROOT / "examples/hermes-nano"
-PROMPTS = 150
+PROMPTS = 120
 NEVER = "no x86-64 processor"
 
 

@@ -143,8 +143,8 @@ class OpenAIEngine:
             content = logprobs.get("content") if isinstance(logprobs, dict) else None
             if not content or not all(isinstance(t, dict) and "id" in t for t in content):
                 raise UnsupportedError(
-                    f"{self._served.url}: gives no token ids; vLLM 0.10.2 and later and"
-                    " llama-server do"
+                    f"{self._served.url}: gives no token ids, without which replies cannot be"
+                    " compared; current versions of vLLM and llama-server do"
                 )
             ids = [token["id"] for token in content]
         if not (isinstance(ids, list) and all(type(token) is int for token in ids)):
