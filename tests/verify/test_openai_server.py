@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack
 from typing import Any
 
 import pytest
@@ -15,12 +17,22 @@ from verify.engines.openai_client import ServedModel
 from verify.engines.openai_server import OpenAIEngine, wire_messages
 
 STOP = frozenset({260})
+Open = Callable[..., OpenAIEngine]
 TOOL = {"name": "f", "parameters": {"type": "object"}}
 CALL = {"id": "x", "type": "function", "function": {"name": "f", "arguments": '{"x": 1.0}'}}
 
 
-def engine(server: Loopback, **options: Any) -> OpenAIEngine:
-    return OpenAIEngine(ServedModel(server.url, "hermes", "vllm", "1"), **options)
+@pytest.fixture
+def engine() -> Iterator[Open]:
+    """Opens engines of a loopback server, and closes them after the test."""
+    with ExitStack() as stack:
+
+        def open_one(server: Loopback, **options: Any) -> OpenAIEngine:
+            opened = OpenAIEngine(ServedModel(server.url, "hermes", "vllm", "1"), **options)
+            stack.callback(opened.close)
+            return opened
+
+        yield open_one
 
 
 def completion(ids: list[int], **more: Any) -> Any:
@@ -33,7 +45,7 @@ def message(content: str | None = None, **more: Any) -> Any:
     return {"choices": [{"message": {"content": content, **more}}], "usage": usage}
 
 
-def test_replies_come_in_order_however_they_arrive() -> None:
+def test_replies_come_in_order_however_they_arrive(engine: Open) -> None:
     def respond(_: str, body: Any) -> Answer:
         return Answer(completion([*body["prompt"], 260, 5]), delay_s=0.02 * (body["prompt"][0] % 3))
 
@@ -49,13 +61,13 @@ def test_replies_come_in_order_however_they_arrive() -> None:
         assert engine(server).generate([], max_new_tokens=9, stop_ids=STOP) == []
 
 
-def test_a_reply_is_cut_where_every_engine_cuts_it() -> None:
+def test_a_reply_is_cut_where_every_engine_cuts_it(engine: Open) -> None:
     with loopback(lambda *_: Answer(completion([1, 2, 3, 4]))) as server:
         asked = engine(server).generate([[9]], max_new_tokens=2, stop_ids=STOP)
     assert asked == [[1, 2]]
 
 
-def test_what_is_sent_leaves_no_default_to_the_server() -> None:
+def test_what_is_sent_leaves_no_default_to_the_server(engine: Open) -> None:
     with loopback(lambda *_: Answer(completion([1]))) as server:
         engine(server).generate([[257, 3]], max_new_tokens=8, stop_ids=frozenset({260, 4}))
     ((path, _, body),) = server.seen
@@ -66,11 +78,15 @@ def test_what_is_sent_leaves_no_default_to_the_server() -> None:
     assert (body["presence_penalty"], body["frequency_penalty"]) == (0, 0)
 
 
-def test_llama_server_names_ids_beside_its_logprobs() -> None:
+@pytest.mark.parametrize("verbose", [{"tokens": [5, 260]}, None])
+def test_llama_server_names_ids_where_vllm_does_not(engine: Open, verbose: Any) -> None:
     tokens = [{"id": 5, "token": "a", "logprob": -0.1}, {"id": 260, "token": "", "logprob": -0.2}]
+    if verbose:
+        del tokens[0]  # as for a token whose bytes end inside a character
     answer = {
         "choices": [{"text": "a", "logprobs": {"content": tokens}}],
         "usage": {"completion_tokens": 2},
+        "__verbose": verbose,
     }
     with loopback(lambda *_: Answer(answer)) as server:
         assert engine(server).generate([[1]], max_new_tokens=4, stop_ids=STOP) == [[5, 260]]
@@ -85,14 +101,14 @@ def test_llama_server_names_ids_beside_its_logprobs() -> None:
         {"text": "a", "logprobs": {"content": [{"token": "a", "logprob": -0.1}]}},
     ],
 )
-def test_text_alone_is_not_encoded_again(choice: Any) -> None:
+def test_text_alone_is_not_encoded_again(engine: Open, choice: Any) -> None:
     with loopback(lambda *_: Answer({"choices": [choice]})) as server:
         asked = engine(server)
         with pytest.raises(UnsupportedError, match="gives no token ids"):
             asked.generate([[1]], max_new_tokens=4, stop_ids=STOP)
 
 
-def test_an_id_that_was_left_out_is_noticed() -> None:
+def test_an_id_that_was_left_out_is_noticed(engine: Open) -> None:
     answer = {**completion([5]), "usage": {"completion_tokens": 2}}
     with loopback(lambda *_: Answer(answer)) as server:
         asked = engine(server)
@@ -101,7 +117,7 @@ def test_an_id_that_was_left_out_is_noticed() -> None:
 
 
 @pytest.mark.parametrize("answer", [{}, {"choices": []}, {"choices": [1]}, completion(["a"])])  # type: ignore[list-item]
-def test_an_answer_of_another_shape(answer: Any) -> None:
+def test_an_answer_of_another_shape(engine: Open, answer: Any) -> None:
     with loopback(lambda *_: Answer(answer)) as server:
         with pytest.raises(ServerError, match=r"without choices|no numbers"):
             engine(server).generate([[1]], max_new_tokens=4, stop_ids=STOP)
@@ -110,7 +126,7 @@ def test_an_answer_of_another_shape(answer: Any) -> None:
                 engine(server).chat([conversation()], max_new_tokens=4)
 
 
-def test_the_first_refusal_ends_the_rest() -> None:
+def test_the_first_refusal_ends_the_rest(engine: Open) -> None:
     def respond(_: str, body: Any) -> Answer:
         if body["prompt"] == [0]:
             return Answer({"error": {"message": "The model is gone."}}, 500)
@@ -128,7 +144,7 @@ def conversation(*more: Any, tools: Any = (TOOL,)) -> Conversation:
     return Conversation("c", ({"role": "user", "content": "hi"}, *more), tuple(tools))
 
 
-def test_calls_are_taken_as_the_server_parsed_them() -> None:
+def test_calls_are_taken_as_the_server_parsed_them(engine: Open) -> None:
     with loopback(lambda *_: Answer(message("ok", tool_calls=[CALL]))) as server:
         asked = engine(server)
         assert isinstance(asked, ChatEngine)
@@ -142,7 +158,7 @@ def test_calls_are_taken_as_the_server_parsed_them() -> None:
 
 
 @pytest.mark.parametrize("answer", [message("no"), message("no", tool_calls=None)])
-def test_no_call_is_no_call(answer: Any) -> None:
+def test_no_call_is_no_call(engine: Open, answer: Any) -> None:
     with loopback(lambda *_: Answer(answer)) as server:
         (reply,) = engine(server).chat([conversation(tools=())], max_new_tokens=4)
     assert reply == ServedReply((), (), "no", 7)
@@ -150,7 +166,7 @@ def test_no_call_is_no_call(answer: Any) -> None:
 
 
 @pytest.mark.parametrize("arguments", ['{"x": ', "[1]", '{"x": 1, "x": 2}', {"x": 1}, None])
-def test_a_call_the_server_garbled_is_malformed_and_not_lost(arguments: Any) -> None:
+def test_a_call_the_server_garbled_is_malformed_and_not_lost(engine: Open, arguments: Any) -> None:
     garbled = {**CALL, "function": {"name": "f", "arguments": arguments}}
     with loopback(lambda *_: Answer(message(tool_calls=[garbled, CALL]))) as server:
         (reply,) = engine(server).chat([conversation()], max_new_tokens=4)

@@ -24,7 +24,7 @@ from verify.report import ArtifactReport
 from verify.verify import verify
 
 NANO = ROOT / "examples/hermes-nano"
-PROMPTS = 120
+PROMPTS = 200
 NEVER = "no x86-64 processor"
 
 

@@ -4,10 +4,9 @@ In: a `ServedModel`. Out: an `Engine` on token ids, and `chat`, which gives the 
 conversation and its tools and takes the tool calls *its own* parser found in the reply: what an
 application sees, template, weights, sampler and parser together.
 
-Ids go in through `/completions`, which takes a list of numbers for a prompt. Ids come back in two
-ways: vLLM adds `token_ids` when asked (`return_token_ids`), llama-server puts an `id` beside each
-log-probability. A server that does neither cannot be compared token for token and is refused;
-re-encoding its text would make a tokenizer's difference look like a weight's.
+Ids go in through `/completions`, which takes a list of numbers for a prompt. How they come back is
+each server's own extension (`_named_ids`). One that has none cannot be compared token for token and
+is refused; re-encoding its text would make a tokenizer's difference look like a weight's.
 
 The fact to know: "temperature 0" is not enough to be greedy. vLLM fills in what a request leaves
 out from the model's generation_config.json, so a repetition penalty written there changes the
@@ -41,6 +40,12 @@ GREEDY: JsonObject = {
     "cache_prompt": False,
 }
 """vLLM's and llama-server's names; each ignores what only the other knows."""
+ASK_FOR_IDS: JsonObject = {
+    "return_token_ids": True,  # vLLM
+    "return_tokens": True,  # llama-server, shown only if
+    "verbose": True,
+    "logprobs": 1,  # llama-server before it knew "verbose"
+}
 
 Question = TypeVar("Question")
 Found = TypeVar("Found")
@@ -81,8 +86,7 @@ class OpenAIEngine:
                 "prompt": list(prompt),
                 "max_tokens": max_new_tokens,
                 "stop_token_ids": sorted(stop_ids),
-                "return_token_ids": True,
-                "logprobs": 1,
+                **ASK_FOR_IDS,
                 **GREEDY,
             }
             ids = self._reply_ids(self._client.post(f"{self._served.url}/completions", body))[
@@ -136,17 +140,12 @@ class OpenAIEngine:
 
     def _reply_ids(self, answer: JsonObject) -> list[int]:
         """The ids of a completion, all of them."""
-        choice = self._choice(answer)
-        ids = choice.get("token_ids")
+        ids = _named_ids(self._choice(answer), answer)
         if ids is None:
-            logprobs = choice.get("logprobs")
-            content = logprobs.get("content") if isinstance(logprobs, dict) else None
-            if not content or not all(isinstance(t, dict) and "id" in t for t in content):
-                raise UnsupportedError(
-                    f"{self._served.url}: gives no token ids, without which replies cannot be"
-                    " compared; current versions of vLLM and llama-server do"
-                )
-            ids = [token["id"] for token in content]
+            raise UnsupportedError(
+                f"{self._served.url}: gives no token ids, without which replies cannot be"
+                " compared; current versions of vLLM and llama-server do"
+            )
         if not (isinstance(ids, list) and all(type(token) is int for token in ids)):
             raise ServerError(f"{self._served.url}: token ids that are no numbers: {ids!r:.80}")
         counted = _count(answer, "completion_tokens")
@@ -181,6 +180,22 @@ class OpenAIEngine:
     def close(self) -> None:
         """End the connections; the server goes on."""
         self._client.close()
+
+
+def _named_ids(choice: JsonObject, answer: JsonObject) -> Any:
+    """The ids of a reply, or None: vLLM's `token_ids`, llama-server's `tokens`, ids of logprobs.
+
+    llama-server leaves a token out of its log-probabilities if its bytes end inside a character.
+    """
+    verbose, logprobs = answer.get("__verbose"), choice.get("logprobs")
+    if choice.get("token_ids") is not None:
+        return choice["token_ids"]
+    if isinstance(verbose, dict) and verbose.get("tokens"):
+        return verbose["tokens"]
+    content = logprobs.get("content") if isinstance(logprobs, dict) else None
+    if content and all(isinstance(token, dict) and "id" in token for token in content):
+        return [token["id"] for token in content]
+    return None
 
 
 def _count(answer: JsonObject, key: str) -> int | None:
