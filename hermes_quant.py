@@ -231,7 +231,11 @@ def verify(
         str, typer.Argument(metavar="REFERENCE", help="The checkpoint they were made from.")
     ],
     artifacts: Annotated[
-        list[Path], typer.Argument(metavar="ARTIFACT...", help="GGUF files and FP8 folders.")
+        list[str],
+        typer.Argument(
+            metavar="ARTIFACT...",
+            help="GGUF files, FP8 folders, and servers: http://host:8000/v1, or with #NAME.",
+        ),
     ],
     suite: Annotated[
         Path | None,

@@ -6,6 +6,7 @@
         ├── TensorError        one weight: unknown name, wrong shape, NaN, overflow
         ├── UnsupportedError   understood, but outside what this version does
         ├── ConversationError  a prompt file, a chat template or what it rendered
+        ├── ServerError        a model server: not there, refused, too slow, not understood
         └── OutputError        where the result is to go: exists, no space, no permission
 
 A message names the file, tensor or key, what was found, what was expected and what to do.
@@ -35,6 +36,10 @@ class UnsupportedError(InputError):
 
 class ConversationError(InputError):
     """A conversation file, a chat template or the text it renders is unusable."""
+
+
+class ServerError(InputError):
+    """A model server cannot be reached, refused a request, took too long or made no sense."""
 
 
 class OutputError(InputError):

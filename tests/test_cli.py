@@ -164,7 +164,7 @@ def bad_inputs(tmp_path: Path) -> dict[str, list[object]]:
         "inspect bad": ["missing", "model-00002-of-00002.safetensors"],
         "inspect empty.gguf": ["empty.gguf", "not a GGUF file"],
         "inspect none": ["'none': no such folder", "owner/name@revision"],
-        "quantize bad --out o --to Q3_K_XXL": ["'Q3_K_XXL'", "--to takes FP8_DYNAMIC, Q8_0"],
+        "quantize bad --out o --to Q3_K_XXL": ["'Q3_K_XXL'", "--to takes FP8_DYNAMIC, FP8_BLOCK"],
         "convert bad --out o --to Q8_0": ["'Q8_0'", "--to takes F32, F16, BF16"],
         "quantize bad --out o --to q8_0": ["unknown target 'q8_0'"],
     }

@@ -1,8 +1,9 @@
-"""What is to be verified: a GGUF file or a folder, told apart without reading a weight.
+"""What is to be verified: a GGUF file, a folder or a served model, told apart without its weights.
 
-In: a path. Out: an `Artifact`: its kind, which decides the engine and the checks, and its `type`,
-the word for how it is stored (`Q4_K`, `FP8_DYNAMIC`, `BF16`), which decides what may be asked of
-it. A GGUF stores many types; its word is the one that holds most values.
+In: a path, or the address of an OpenAI-compatible server. Out: an `Artifact`: its kind, which
+decides the engine and the checks, and its `type`, the word for how it is stored (`Q4_K`,
+`FP8_DYNAMIC`, `BF16`), which decides what may be asked of it. A GGUF stores many types; its word is
+the one that holds most values. What a server has stored it does not say: the type is "served".
 
 A path that is neither is bad input. A file that claims to be a GGUF and is broken is an artifact:
 it gets the type "unknown" and fails its checks, and the others beside it are still verified.
@@ -16,7 +17,7 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 from enum import StrEnum
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from convert.checkpoint import Checkpoint
 from convert.errors import InputError, UnsupportedError
@@ -24,7 +25,12 @@ from convert.gguf_reader import read_gguf
 from convert.model_spec import read_json_object
 from quantize.compressed_tensors import TARGETS, quantization_config
 
+if TYPE_CHECKING:
+    from verify.engines.openai_client import ServedModel
+
+ADDRESS_STARTS = ("http://", "https://")
 UNKNOWN = "unknown"
+SERVED = "served"
 COMPRESSED_TENSORS = "compressed-tensors"
 _ARGUMENTS = ("weights", "input_activations")
 _DECISIVE = ("num_bits", "type", "strategy", "dynamic", "group_size", "block_structure")
@@ -36,16 +42,22 @@ class Kind(StrEnum):
     GGUF = "gguf"
     COMPRESSED = "compressed-tensors"
     CHECKPOINT = "checkpoint"
+    SERVER = "server"
 
 
 @dataclass(frozen=True, slots=True)
 class Artifact:
-    """One artifact on disk; `name` is its file's or folder's own name."""
+    """One artifact; `name` is its file's or folder's own name.
+
+    Of a served model, `path` is only the name the server gives it (often the folder it was started
+    with), and `size_bytes` is 0.
+    """
 
     path: Path
     kind: Kind
     type: str
     size_bytes: int
+    served: ServedModel | None = None
 
     @property
     def name(self) -> str:
@@ -53,9 +65,14 @@ class Artifact:
         return self.path.resolve().name
 
 
-def open_artifact(path: Path) -> Artifact:
-    """Say what lies at `path`. Raises InputError for what is no artifact at all."""
-    path = _first_of_split(path)
+def open_artifact(place: Path | str) -> Artifact:
+    """Say what lies at a path or address. Raises InputError for what is no artifact at all."""
+    if isinstance(place, str) and place.startswith(ADDRESS_STARTS):
+        from verify.engines.openai_client import find_model
+
+        served = find_model(place)
+        return Artifact(Path(served.model), Kind.SERVER, SERVED, 0, served)
+    path = _first_of_split(Path(place))
     if path.is_file():
         if path.suffix != ".gguf":
             raise InputError(f"{path}: not a .gguf file; expected a GGUF or a model folder")

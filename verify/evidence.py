@@ -19,7 +19,7 @@ from convert.errors import ConversationError
 from convert.model_spec import read_json_object
 from convert.rendering import Tokenizer, render
 from verify.artifact import Artifact
-from verify.engines import Engine, EngineInfo, Ids, OnProgress
+from verify.engines import ChatEngine, Engine, EngineInfo, Ids, OnProgress, ServedReply
 from verify.tool_calls import Reply, parse_reply
 
 
@@ -52,11 +52,15 @@ class Reference:
 
 @dataclass(frozen=True, slots=True)
 class Evidence:
-    """One artifact beside its reference."""
+    """One artifact beside its reference.
+
+    `served` holds a server's own reading of each conversation that has tools, None for the others.
+    """
 
     reference: Reference
     artifact: Artifact
     answers: tuple[Answer, ...] | None = None
+    served: tuple[ServedReply | None, ...] | None = None
 
 
 def make_prompts(
@@ -114,6 +118,19 @@ def ask(
         on_progress=on_progress,
     )
     return tuple(_answer(reference.tokenizer, ids, stops) for ids in generated)
+
+
+def ask_served(
+    engine: ChatEngine,
+    reference: Reference,
+    *,
+    max_new_tokens: int,
+    on_progress: OnProgress | None = None,
+) -> tuple[ServedReply | None, ...]:
+    """What a server makes of every conversation that has tools."""
+    asked = [conversation for conversation in reference.conversations if conversation.tools]
+    replies = iter(engine.chat(asked, max_new_tokens=max_new_tokens, on_progress=on_progress))
+    return tuple(next(replies) if c.tools else None for c in reference.conversations)
 
 
 def _answer(tokenizer: Tokenizer, ids: Sequence[int], stops: frozenset[int]) -> Answer:

@@ -37,6 +37,8 @@ HEADINGS = {
     "malformed": "mal-\nformed",
 }
 """Kinds of scores in the order of the table, and their headings."""
+OF_ANSWERS = ("agreement", "served_calls")
+"""Checks that need a run; all others are about form."""
 _FINDINGS_PRINTED = 5
 
 
@@ -73,7 +75,11 @@ class ReferenceReport:
 
 @dataclass(frozen=True, slots=True)
 class ArtifactReport:
-    """One artifact; engine and scores are None if it was not run."""
+    """One artifact; engine and scores are None if it was not run.
+
+    `not_checked` names checks that cannot be made of it, as its files are out of reach; the size is
+    then 0.
+    """
 
     name: str
     kind: str
@@ -84,6 +90,7 @@ class ArtifactReport:
     engine: EngineInfo | None
     scores: Scores | None
     seconds: float
+    not_checked: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)
@@ -144,9 +151,21 @@ def print_report(report: Report, console: Console) -> None:
         style="dim",
     )
     for artifact in report.artifacts:
+        if artifact.not_checked:
+            _print_served(artifact, console)
         for outcome in artifact.outcomes:
             if outcome.verdict.state is not State.PASS:
                 _print_outcome(artifact.name, outcome, console)
+
+
+def _print_served(artifact: ArtifactReport, console: Console) -> None:
+    """What was not looked at, and what stands for it."""
+    by = f" by {artifact.engine.name} {artifact.engine.version}" if artifact.engine else ""
+    unseen = ", ".join(artifact.not_checked)
+    console.print(Text(f"{artifact.name}: served{by}; of its files nothing is known: no {unseen}"))
+    for outcome in artifact.outcomes:
+        if outcome.check == "served_calls" and outcome.verdict.state is State.PASS:
+            console.print(Text(f"{artifact.name}: {outcome.verdict.reason}"))
 
 
 def _new_table(title: str) -> Table:
@@ -163,12 +182,13 @@ def _verdict_table(report: Report) -> Table:
         table.add_column(heading, justify="right")
     table.add_column("verdict")
     for artifact in report.artifacts:
-        *form, agreement = artifact.outcomes
+        agreement = next(o for o in artifact.outcomes if o.check == "agreement")
+        form = [o.verdict.state for o in artifact.outcomes if o.check not in OF_ANSWERS]
         table.add_row(
             artifact.name,
             artifact.type,
-            f"{artifact.size_bytes / 1e6:.1f}",
-            _state(total_state(outcome.verdict.state for outcome in form)),
+            f"{artifact.size_bytes / 1e6:.1f}" if artifact.size_bytes else "-",
+            _state(total_state(form)) if form else "-",
             _percent(agreement.verdict.numbers.get("same_calls_rate")),
             _percent(agreement.verdict.numbers.get("same_text_rate")),
             _state(artifact.state),

@@ -7,8 +7,11 @@ not run: what it would answer says nothing. One that its engine cannot load has 
 engine cannot compute as it is meant to be computed leaves too little evidence, and the others are
 verified all the same.
 
-`open_engine` is a parameter so that a test, or a caller with a server, can put another engine in an
-artifact's place.
+An artifact may be the address of an OpenAI-compatible server. Its files are out of reach, so the
+report names the checks that were not made; instead, its own parser's tool calls are compared too. A
+server that fails on the way leaves too little evidence: that is no fault of the model.
+
+`open_engine` is a parameter so that a test can put another engine in an artifact's place.
 """
 
 from __future__ import annotations
@@ -16,21 +19,23 @@ from __future__ import annotations
 import os
 import time
 from collections.abc import Callable, Sequence
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from convert.checkpoint import Checkpoint
-from convert.errors import InputError, UnsupportedError
+from convert.errors import InputError, ServerError, UnsupportedError
 from convert.hub import locate
 from convert.job import tool_version
 from convert.rendering import Tokenizer
 from verify.agreement import check_agreement
 from verify.artifact import Artifact, Kind, open_artifact
 from verify.check import Check, Outcome, State, Verdict, total_state
-from verify.engines import Engine, EngineInfo, OnProgress
-from verify.evidence import Answer, Evidence, Reference, ask, make_prompts
+from verify.engines import ChatEngine, Engine, EngineInfo, OnProgress, ServedReply
+from verify.evidence import Answer, Evidence, Reference, ask, ask_served, make_prompts
 from verify.report import ArtifactReport, ReferenceReport, Report, Scores, SuiteReport
 from verify.scoring import score
+from verify.served import NAME as SERVED_CALLS
+from verify.served import check_served_calls
 from verify.statistics import count
 from verify.structure import check_structure, expected_gguf_shapes
 from verify.suite import Suite, read_suite
@@ -40,19 +45,26 @@ from verify.weights import check_weights, is_fp8
 
 DEFAULT_MAX_NEW_TOKENS = 256
 CHECKS_BEFORE: tuple[Check[Evidence], ...] = (check_structure, check_tokens, check_templates)
+CHECKS_OF_FILES = ("structure", "tokens", "templates")
+"""The names of CHECKS_BEFORE, none of which can be made of a served model."""
 CHECKS_AFTER: tuple[Check[Evidence], ...] = (check_agreement,)
 OpenEngine = Callable[[Artifact], Engine]
 OnNamedProgress = Callable[[str, int, int], None]
+Served = tuple[ServedReply | None, ...]
 
 
 def open_engine(artifact: Artifact) -> Engine:
-    """The engine an artifact is made for: llama.cpp for GGUF, transformers for folders.
+    """The engine an artifact is made for: llama.cpp for GGUF, transformers for folders, else HTTP.
 
     Both compute with OpenMP, whose threads spin while they wait for each other unless told not to
     before they are loaded: on a machine with other work, fifty times slower for a small model.
     """
     os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
     try:
+        if artifact.served is not None:
+            from verify.engines.openai_server import OpenAIEngine
+
+            return OpenAIEngine(artifact.served)
         if artifact.kind is Kind.GGUF:
             from verify.engines.llama_cpp import LlamaCppEngine
 
@@ -68,7 +80,7 @@ def open_engine(artifact: Artifact) -> Engine:
 
 def verify(
     reference: str | Path,
-    artifacts: Sequence[Path],
+    artifacts: Sequence[Path | str],
     *,
     suite: Path | None = None,
     limit: int | None = None,
@@ -78,12 +90,13 @@ def verify(
 ) -> Report:
     """Compare every artifact with the reference (a folder or hub id) on a suite of conversations.
 
+    An artifact is a GGUF file, a folder, or the address of a server (`http://host:8000/v1`).
     Without a `suite` (a JSONL file or a folder of them) the reference's own prompts are used.
     Raises InputError for what cannot be begun with: a quantized reference, a path that is no
-    artifact, a suite that cannot be read or rendered.
+    artifact, a server that does not answer, a suite that cannot be read or rendered.
     """
     if not artifacts:
-        raise InputError("no artifact to verify; name at least one GGUF file or folder")
+        raise InputError("no artifact to verify; name a GGUF file, a folder or a server's address")
     opened = [open_artifact(path) for path in artifacts]
     with Checkpoint.open(locate(str(reference)).folder) as checkpoint:
         source = open_artifact(checkpoint.path)
@@ -96,16 +109,17 @@ def verify(
         prompts = make_prompts(checkpoint, tokenizer, chosen.conversations, max_new_tokens)
         base = Reference(checkpoint, tokenizer, chosen.conversations, prompts)
         begin = time.monotonic()
-        answers, info = _run(open_engine, source, base, max_new_tokens, on_progress)
-        base = replace(base, answers=answers, engine=info)
+        found = _run(open_engine, Evidence(base, source), max_new_tokens, on_progress)
+        base = replace(base, answers=found.answers, engine=found.info)
         seconds = time.monotonic() - begin
-        found = ReferenceReport(source.name, info, _scores(base, answers), seconds)
+        scores = _scores(base, found.answers)
+        reported = ReferenceReport(source.name, found.info, scores, seconds)
         reports = tuple(
             _verify_one(base, artifact, open_engine, max_new_tokens, on_progress)
             for artifact in opened
         )
         tokenizer.close()
-    return Report(tool_version(), _suite_report(chosen), max_new_tokens, found, reports)
+    return Report(tool_version(), _suite_report(chosen), max_new_tokens, reported, reports)
 
 
 def _verify_one(
@@ -118,23 +132,27 @@ def _verify_one(
     """All checks on one artifact, and its scores if it could be run."""
     begin = time.monotonic()
     evidence = Evidence(reference, artifact)
-    outcomes = [check(evidence) for check in CHECKS_BEFORE]
+    before = () if artifact.served else CHECKS_BEFORE
+    outcomes = [check(evidence) for check in before]
     info: EngineInfo | None = None
     scores: Scores | None = None
-    if outcomes[0].verdict.state is not State.FAIL and is_fp8(artifact):
+    if outcomes and outcomes[0].verdict.state is not State.FAIL and is_fp8(artifact):
         outcomes.append(check_weights(evidence))
-    if outcomes[0].verdict.state is State.FAIL:
+    if outcomes and outcomes[0].verdict.state is State.FAIL:
         outcomes.append(_not_run(State.NOT_ENOUGH_EVIDENCE, "not run: its structure is wrong"))
     else:
         try:
-            answers, info = _run(open_engine, artifact, reference, max_new_tokens, on_progress)
-        except UnsupportedError as error:
-            outcomes.append(_not_run(State.NOT_ENOUGH_EVIDENCE, str(error)))
+            found = _run(open_engine, evidence, max_new_tokens, on_progress)
+        except (ServerError, UnsupportedError) as error:
+            outcomes.append(_not_run(State.NOT_ENOUGH_EVIDENCE, _without_address(artifact, error)))
         except InputError as error:
             outcomes.append(_not_run(State.FAIL, str(error)))
         else:
-            outcomes += [check(replace(evidence, answers=answers)) for check in CHECKS_AFTER]
-            scores = _scores(reference, answers)
+            evidence = replace(evidence, answers=found.answers)
+            outcomes += [check(evidence) for check in CHECKS_AFTER]
+            if found.served is not None:
+                outcomes.append(_served_outcome(evidence, found.served))
+            info, scores = found.info, _scores(reference, found.answers)
     return ArtifactReport(
         name=artifact.name,
         kind=artifact.kind.value,
@@ -145,33 +163,65 @@ def _verify_one(
         engine=info,
         scores=scores,
         seconds=time.monotonic() - begin,
+        not_checked=CHECKS_OF_FILES if artifact.served else (),
     )
+
+
+def _served_outcome(evidence: Evidence, found: Served | ServerError) -> Outcome:
+    """What a server's own parser found, if it could answer."""
+    if isinstance(found, ServerError):
+        reason = _without_address(evidence.artifact, found)
+        return Outcome(SERVED_CALLS, Verdict(State.NOT_ENOUGH_EVIDENCE, reason))
+    return check_served_calls(replace(evidence, served=found))
+
+
+def _without_address(artifact: Artifact, error: InputError) -> str:
+    """What failed, for a report that others read: a server's address is nobody's business."""
+    url = artifact.served.url if artifact.served else None
+    return str(error).replace(url, "the server's ") if url else str(error)
 
 
 def _not_run(state: State, reason: str) -> Outcome:
     return Outcome("agreement", Verdict(state, reason))
 
 
+@dataclass(frozen=True, slots=True)
+class _Found:
+    """What an engine answered; `served` is None unless it is a server, which may have refused."""
+
+    answers: tuple[Answer, ...]
+    info: EngineInfo
+    served: Served | ServerError | None
+
+
 def _run(
     open_engine: OpenEngine,
-    artifact: Artifact,
-    reference: Reference,
+    evidence: Evidence,
     max_new_tokens: int,
     on_progress: OnNamedProgress | None,
-) -> tuple[tuple[Answer, ...], EngineInfo]:
+) -> _Found:
     """Load, ask everything, put away."""
     report: OnProgress | None = None
     if on_progress is not None:
-        name = artifact.name
+        name = evidence.artifact.name
         named = on_progress
 
         def report(done: int, total: int) -> None:
             named(name, done, total)
 
-    engine = open_engine(artifact)
+    reference = evidence.reference
+    engine = open_engine(evidence.artifact)
     try:
         answers = ask(engine, reference, max_new_tokens=max_new_tokens, on_progress=report)
-        return answers, engine.info
+        served: Served | ServerError | None = None
+        if isinstance(engine, ChatEngine):
+            try:
+                served = ask_served(
+                    engine, reference, max_new_tokens=max_new_tokens, on_progress=report
+                )
+            except ServerError as error:  # no tool parser, say; what was answered still counts
+                served = error
+        return _Found(answers, engine.info, served)
     finally:
         engine.close()
 

@@ -9,14 +9,17 @@ changes), so these are evidence and not configuration. `activations` tells W8A8 
 FP8 file is both, depending on whether what enters its matrix products is rounded to 8 bits too.
 
 One engine is one file here, and the packages they need are imported when one is opened:
-`transformers.py` (the reference, FP8 folders), `llama_cpp.py` (GGUF), `scripted.py` (tests).
+`transformers.py` (the reference, FP8 folders), `llama_cpp.py` (GGUF), `openai_server.py` (a server
+by its address), `scripted.py` (tests).
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Protocol
+from typing import Protocol, runtime_checkable
+
+from convert.conversation import Conversation, ToolCall
 
 Ids = Sequence[int]
 OnProgress = Callable[[int, int], None]
@@ -26,8 +29,8 @@ OnProgress = Callable[[int, int], None]
 class EngineInfo:
     """How answers were computed. `batch` is prompts at once; `kv_type` the cache's element type.
 
-    `activations` is the precision of what enters the quantized matrix products.
-    `capabilities` names what can be asked beyond generating: nothing yet.
+    `activations` is the precision of what enters the quantized matrix products; `threads` is 0 if
+    it is not known. `capabilities` names what can be asked beyond generating: nothing yet.
     """
 
     name: str
@@ -67,6 +70,31 @@ class Engine(Protocol):
 
     def close(self) -> None:
         """Give the memory back; the engine cannot be used after that."""
+        ...
+
+
+@dataclass(frozen=True, slots=True)
+class ServedReply:
+    """A reply as a server took it apart; `prompt_tokens` is the length of what it rendered."""
+
+    calls: tuple[ToolCall, ...]
+    malformed: tuple[str, ...]
+    text: str
+    prompt_tokens: int | None
+
+
+@runtime_checkable
+class ChatEngine(Engine, Protocol):
+    """An engine that can also be given conversations, with a template and a parser of its own."""
+
+    def chat(
+        self,
+        conversations: Sequence[Conversation],
+        *,
+        max_new_tokens: int,
+        on_progress: OnProgress | None = None,
+    ) -> list[ServedReply]:
+        """The reply to every conversation, in the order given."""
         ...
 
 

@@ -1,0 +1,250 @@
+"""A model behind an OpenAI-compatible server (vLLM, llama-server) as an engine.
+
+In: a `ServedModel`. Out: an `Engine` on token ids, and `chat`, which gives the server a
+conversation and its tools and takes the tool calls *its own* parser found in the reply: what an
+application sees, template, weights, sampler and parser together.
+
+Ids go in through `/completions`, which takes a list of numbers for a prompt. How they come back is
+each server's own extension (`_named_ids`). One that has none cannot be compared token for token and
+is refused; re-encoding its text would make a tokenizer's difference look like a weight's.
+
+The fact to know: "temperature 0" is not enough to be greedy. vLLM fills in what a request leaves
+out from the model's generation_config.json, so a repetition penalty written there changes the
+answers; every penalty is therefore sent with its neutral value. llama-server reuses the cache of
+the prompt before, which moves the last bits; it is asked not to.
+
+`batch` requests are in flight at once; how a server batches them is its own affair, and with it the
+last bit of its logits. What it computes in, it does not say.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor, as_completed
+from typing import Any, TypeVar
+
+from convert.conversation import Conversation, ToolCall
+from convert.errors import ServerError, UnsupportedError
+from verify.engines import EngineInfo, Ids, OnProgress, ServedReply
+from verify.engines.openai_client import Client, JsonObject, ServedModel
+from verify.tool_call_repair import loads_strict
+
+TIMEOUT_S = 600.0
+GREEDY: JsonObject = {
+    "temperature": 0,
+    "presence_penalty": 0,
+    "frequency_penalty": 0,
+    "repetition_penalty": 1,
+    "repeat_penalty": 1,
+    "cache_prompt": False,
+}
+"""vLLM's and llama-server's names; each ignores what only the other knows."""
+ASK_FOR_IDS: JsonObject = {
+    "return_token_ids": True,  # vLLM
+    "return_tokens": True,  # llama-server, shown only if
+    "verbose": True,
+    "logprobs": 1,  # llama-server before it knew "verbose"
+}
+
+Question = TypeVar("Question")
+Found = TypeVar("Found")
+
+
+class OpenAIEngine:
+    """One served model; up to `batch` requests at once, each given `timeout_s`."""
+
+    def __init__(
+        self, served: ServedModel, *, batch: int = 8, timeout_s: float = TIMEOUT_S
+    ) -> None:
+        self._served = served
+        self._client = Client(served.url, timeout_s=timeout_s)
+        self.info = EngineInfo(
+            name=served.software,
+            version=served.version,
+            dtype="as served",
+            activations="as served",
+            kv_type="as served",
+            batch=batch,
+            device="server",
+            threads=0,
+        )
+
+    def generate(
+        self,
+        prompts: Sequence[Ids],
+        *,
+        max_new_tokens: int,
+        stop_ids: frozenset[int],
+        on_progress: OnProgress | None = None,
+    ) -> list[list[int]]:
+        """Greedy continuations, asked for in parallel."""
+
+        def complete(prompt: Ids) -> list[int]:
+            body = {
+                "model": self._served.model,
+                "prompt": list(prompt),
+                "max_tokens": max_new_tokens,
+                "stop_token_ids": sorted(stop_ids),
+                **ASK_FOR_IDS,
+                **GREEDY,
+            }
+            ids = self._reply_ids(self._client.post(f"{self._served.url}/completions", body))[
+                :max_new_tokens
+            ]
+            ends = [place for place, token in enumerate(ids) if token in stop_ids]
+            return ids[: ends[0] + 1] if ends else ids
+
+        return self._in_parallel(complete, prompts, on_progress)
+
+    def chat(
+        self,
+        conversations: Sequence[Conversation],
+        *,
+        max_new_tokens: int,
+        on_progress: OnProgress | None = None,
+    ) -> list[ServedReply]:
+        """Replies to whole conversations, rendered and parsed by the server."""
+
+        def converse(conversation: Conversation) -> ServedReply:
+            body = {
+                "model": self._served.model,
+                "messages": list(wire_messages(conversation)),
+                "max_tokens": max_new_tokens,
+                **GREEDY,
+            }
+            if conversation.tools:
+                body["tools"] = [wire_tool(tool) for tool in conversation.tools]
+                body["tool_choice"] = "auto"
+            return self._reply(self._client.post(f"{self._served.url}/chat/completions", body))
+
+        return self._in_parallel(converse, conversations, on_progress)
+
+    def _in_parallel(
+        self,
+        ask: Callable[[Question], Found],
+        questions: Sequence[Question],
+        on_progress: OnProgress | None,
+    ) -> list[Found]:
+        """Answers in the order of the questions; the first error ends the rest."""
+        executor = ThreadPoolExecutor(self.info.batch)
+        try:
+            futures = [executor.submit(ask, question) for question in questions]
+            for done, future in enumerate(as_completed(futures), start=1):
+                future.result()
+                if on_progress is not None:
+                    on_progress(done, len(questions))
+            return [future.result() for future in futures]
+        finally:
+            executor.shutdown(cancel_futures=True)
+
+    def _reply_ids(self, answer: JsonObject) -> list[int]:
+        """The ids of a completion, all of them."""
+        ids = _named_ids(self._choice(answer), answer)
+        if ids is None:
+            raise UnsupportedError(
+                f"{self._served.url}: gives no token ids, without which replies cannot be"
+                " compared; current versions of vLLM and llama-server do"
+            )
+        if not (isinstance(ids, list) and all(type(token) is int for token in ids)):
+            raise ServerError(f"{self._served.url}: token ids that are no numbers: {ids!r:.80}")
+        counted = _count(answer, "completion_tokens")
+        if counted not in (None, len(ids)):
+            raise UnsupportedError(
+                f"{self._served.url}: counts {counted} tokens in a reply and names {len(ids)}"
+            )
+        return ids
+
+    def _reply(self, answer: JsonObject) -> ServedReply:
+        """A chat completion's text and calls."""
+        message = self._choice(answer).get("message")
+        if not isinstance(message, dict):
+            raise ServerError(f"{self._served.url}: a chat completion without a message")
+        calls: list[ToolCall] = []
+        malformed: list[str] = []
+        for call in message.get("tool_calls") or ():
+            try:
+                calls.append(_read_call(call))
+            except (ValueError, KeyError, TypeError, RecursionError) as error:
+                malformed.append(f"a tool call that cannot be read: {error}: {call!r:.200}")
+        text = message.get("content") or ""
+        prompt_tokens = _count(answer, "prompt_tokens")
+        return ServedReply(tuple(calls), tuple(malformed), str(text), prompt_tokens)
+
+    def _choice(self, answer: JsonObject) -> JsonObject:
+        choices = answer.get("choices")
+        if not (isinstance(choices, list) and choices and isinstance(choices[0], dict)):
+            raise ServerError(f"{self._served.url}: an answer without choices: {answer!r:.200}")
+        return choices[0]
+
+    def close(self) -> None:
+        """End the connections; the server goes on."""
+        self._client.close()
+
+
+def _named_ids(choice: JsonObject, answer: JsonObject) -> Any:
+    """The ids of a reply, or None: vLLM's `token_ids`, llama-server's `tokens`, ids of logprobs.
+
+    llama-server leaves a token out of its log-probabilities if its bytes end inside a character.
+    """
+    verbose, logprobs = answer.get("__verbose"), choice.get("logprobs")
+    if choice.get("token_ids") is not None:
+        return choice["token_ids"]
+    if isinstance(verbose, dict) and verbose.get("tokens"):
+        return verbose["tokens"]
+    content = logprobs.get("content") if isinstance(logprobs, dict) else None
+    if content and all(isinstance(token, dict) and "id" in token for token in content):
+        return [token["id"] for token in content]
+    return None
+
+
+def _count(answer: JsonObject, key: str) -> int | None:
+    usage = answer.get("usage")
+    found = usage.get(key) if isinstance(usage, dict) else None
+    return found if isinstance(found, int) else None
+
+
+def _read_call(call: Any) -> ToolCall:
+    """A call in OpenAI's form, its arguments JSON text."""
+    function = call["function"]
+    name, arguments = function["name"], loads_strict(function["arguments"])
+    if not (isinstance(name, str) and isinstance(arguments, dict)):
+        raise TypeError("a name and an object of arguments were expected")
+    return ToolCall(name, arguments)
+
+
+def wire_tool(tool: JsonObject) -> JsonObject:
+    """A tool as the interface has it: inside `{"type": "function"}`."""
+    return tool if "function" in tool else {"type": "function", "function": tool}
+
+
+def wire_messages(conversation: Conversation) -> Iterator[JsonObject]:
+    """Messages as the interface has them: calls with an id, arguments as text, results by id.
+
+    Servers refuse a call without an id, which our conversations may leave out; one that is missing
+    is made up, and results take the ids of the calls before them in order.
+    """
+    waiting: list[str] = []
+    for place, message in enumerate(conversation.messages):
+        sent = dict(message)
+        if message.get("tool_calls"):
+            sent["tool_calls"] = [
+                _wire_call(call, f"call_{place}_{number}")
+                for number, call in enumerate(message["tool_calls"])
+            ]
+            waiting = [call["id"] for call in sent["tool_calls"]]
+        elif message["role"] == "tool":
+            following = waiting.pop(0) if waiting else f"call_{place}_0"
+            sent.setdefault("tool_call_id", following)
+        yield sent
+
+
+def _wire_call(call: JsonObject, made_up_id: str) -> JsonObject:
+    function = call.get("function", call)
+    arguments = function.get("arguments", {})
+    text = arguments if isinstance(arguments, str) else json.dumps(arguments, ensure_ascii=False)
+    return {
+        "id": call.get("id", made_up_id),
+        "type": "function",
+        "function": {"name": function["name"], "arguments": text},
+    }
