@@ -34,6 +34,7 @@ check: test lint
 # Real vocabularies come from $$HERMES_QUANT_DATA, or from ../shared/data beside the checkout.
 conformance: .venv/.test
 	$(BIN)/python -m benchmarks.conformance --work build/peers
+	$(BIN)/python -m benchmarks.conformance_vllm
 
 format: .venv/.test
 	$(BIN)/ruff format .

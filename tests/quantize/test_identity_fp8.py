@@ -13,6 +13,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from safetensors import safe_open
 
+from benchmarks.conformance_vllm import DENSE
 from convert.errors import TensorError, UnsupportedError
 from convert.model import open_model
 from convert.plan import plan_run
@@ -24,7 +25,8 @@ from quantize.fp8 import decode_e4m3, encode_e4m3
 from quantize.gguf_targets import Options
 from quantize.job import planners, quantize
 from quantize.scaled import NUMERICS
-from tests.miniature import DTYPES, Shape, change_json, weights, write_checkpoint
+from tests.families import write_family
+from tests.miniature import DTYPES, Shape, change_json, weights, write_checkpoint, write_tokenizer
 from tests.peers import model_free_ptq
 
 NANO = Path(__file__).parents[2] / "examples" / "hermes-nano"
@@ -291,3 +293,12 @@ def test_e4m3_values_of_all_codes() -> None:
     np.testing.assert_array_equal(decode_e4m3(codes), expected)
     finite = np.isfinite(expected)
     np.testing.assert_array_equal(encode_e4m3(expected[finite]), codes[finite])
+
+
+@pytest.mark.parametrize("kind", DENSE)
+def test_every_dense_family(tmp_path: Path, kind: str) -> None:
+    vocabulary = tmp_path / "vocabulary"
+    vocabulary.mkdir()
+    write_tokenizer(vocabulary)
+    source = write_family(tmp_path / kind, kind, vocabulary, vocab_size=320, shards=2)
+    assert_identical(source, tmp_path, "FP8_DYNAMIC")
