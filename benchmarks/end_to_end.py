@@ -1,0 +1,204 @@
+"""How long the whole way takes: the peers' own tools and ours, on one machine in one run.
+
+    python -m benchmarks.end_to_end [--model 3B] [--rounds 3] [--work DIR] [--llama-quantize BIN]
+
+On random weights in a real shape: llama.cpp's converter, then `llama_model_quantize` with all
+threads once for each type; llm-compressor's `model_free_ptq`; and ours, which makes each artifact
+alone and all five in one run. Rounds alternate between the tools; the table has medians and ratios,
+peak memory and bytes moved, both sides measured the same way (`measure.py`). `--llama-quantize`
+adds builds of the peer's own command, for example one with `-march=native`. All caches are warm.
+What the run must move at the least is measured too: reading the source and writing as many bytes
+as the outputs have. Results are written to RESULTS.md, which is not edited by hand.
+"""
+
+from __future__ import annotations
+
+import argparse
+import os
+import platform
+import shutil
+import statistics
+import sys
+import tempfile
+import time
+from collections import defaultdict
+from datetime import date
+from importlib.metadata import version
+from pathlib import Path
+
+from rich.console import Console
+
+from benchmarks import llama_cpp_source
+from benchmarks.measure import Measured, measure
+from benchmarks.random_model import SHAPES, write_model
+
+TYPES = ("Q8_0", "Q6_K", "Q5_K_M", "Q4_K_M")
+SET = ("FP8_DYNAMIC", *TYPES)
+RESULTS = Path(__file__).with_name("RESULTS.md")
+THREADS = os.cpu_count() or 1
+_PEER_QUANTIZE = """
+import sys, llama_cpp
+p = llama_cpp.llama_model_quantize_default_params()
+p.nthread, p.ftype = int(sys.argv[4]), int(sys.argv[3])
+sys.exit(llama_cpp.llama_model_quantize(sys.argv[1].encode(), sys.argv[2].encode(), p))
+"""
+_FILE_TYPES = {"Q8_0": 7, "Q6_K": 18, "Q5_K_M": 17, "Q4_K_M": 15}
+_PEER_FP8 = """
+import sys
+from llmcompressor import model_free_ptq
+ignore = ["lm_head", "model.embed_tokens"]
+model_free_ptq(sys.argv[1], sys.argv[2], scheme="FP8_DYNAMIC", ignore=ignore, device="cpu")
+"""
+Runs = dict[str, list[Measured]]
+
+
+def ours(model: Path, work: Path, targets: tuple[str, ...], threads: int = THREADS) -> Measured:
+    """One run of ours that makes `targets`."""
+    out = work / "ours"
+    shutil.rmtree(out, ignore_errors=True)
+    words = [word for target in targets for word in ("--to", target)]
+    command = [sys.executable, "-m", "hermes_quant", "quantize", str(model), "--out", str(out)]
+    return measure([*command, *words, "--name", "m", "--threads", str(threads)])
+
+
+def run_round(model: Path, work: Path, source: Path, binaries: list[Path], runs: Runs) -> None:
+    """Every command once, ours between the peers'."""
+    peer16 = work / "peer-BF16.gguf"
+    converter = [sys.executable, str(source / "convert_hf_to_gguf.py"), str(model)]
+    runs["converter"].append(measure([*converter, "--outtype", "bf16", "--outfile", str(peer16)]))
+    for target in TYPES:
+        made = str(work / "peer.gguf")
+        number, threads = str(_FILE_TYPES[target]), str(THREADS)
+        script = [sys.executable, "-c", _PEER_QUANTIZE, str(peer16), made, number, threads]
+        runs[f"llama {target}"].append(measure(script))
+        for binary in binaries:
+            command = [str(binary), str(peer16), made, target, threads]
+            libraries = {"LD_LIBRARY_PATH": str(binary.parent)}
+            runs[f"{binary} {target}"].append(measure(command, libraries))
+        Path(made).unlink()
+        runs[f"ours {target}"].append(ours(model, work, (target,)))
+    peer16.unlink()
+    runs["ours set"].append(ours(model, work, SET))
+    runs["floor"].append(floor(model, work))
+    runs["ours set, 1 thread"].append(ours(model, work, SET, threads=1))
+    runs["ours FP8_DYNAMIC"].append(ours(model, work, ("FP8_DYNAMIC",)))
+    shutil.rmtree(work / "ours")
+    runs["model_free_ptq"].append(
+        measure([sys.executable, "-c", _PEER_FP8, str(model), str(work / "peer-fp8")])
+    )
+    shutil.rmtree(work / "peer-fp8")
+
+
+def floor(model: Path, work: Path) -> Measured:
+    """Reading every weight and writing as many bytes as the set has, and nothing else."""
+    size = sum(path.stat().st_size for path in (work / "ours").rglob("*") if path.is_file())
+    begin = time.monotonic()
+    buffer = bytearray(1 << 22)
+    read = 0
+    for path in model.glob("*.safetensors"):
+        with path.open("rb", buffering=0) as stream:
+            while count := stream.readinto(buffer):
+                read += count
+    with (work / "floor").open("wb", buffering=0) as stream:
+        for _ in range(-(-size // len(buffer))):
+            stream.write(buffer)
+        os.fsync(stream.fileno())
+    (work / "floor").unlink()
+    return Measured(time.monotonic() - begin, 0, read, size)
+
+
+def median(runs: list[Measured]) -> Measured:
+    """The median of each figure."""
+    return Measured(
+        statistics.median(run.seconds for run in runs),
+        int(statistics.median(run.peak_bytes for run in runs)),
+        int(statistics.median(run.read_bytes for run in runs)),
+        int(statistics.median(run.written_bytes for run in runs)),
+    )
+
+
+def rows(found: dict[str, Measured], binaries: list[Path]) -> list[tuple[str, Measured, Measured]]:
+    """(work, the peers' way, ours) of every line of the table."""
+    converter = found["converter"]
+    table = []
+    for target in TYPES:
+        mine = found[f"ours {target}"]
+        table.append((f"{target}, from safetensors", converter + found[f"llama {target}"], mine))
+        for binary in binaries:
+            peer = converter + found[f"{binary} {target}"]
+            table.append((f"{target}, against {binary.parent.parent.name}", peer, mine))
+    table.append(("FP8_DYNAMIC", found["model_free_ptq"], found["ours FP8_DYNAMIC"]))
+    peers = converter + found["model_free_ptq"]
+    for target in TYPES:
+        peers += found[f"llama {target}"]
+    table.append((f"the set: {', '.join(SET)}", peers, found["ours set"]))
+    return table
+
+
+def report(name: str, found: dict[str, Measured], binaries: list[Path], rounds: int) -> str:
+    """The results as markdown."""
+    lines = [
+        f"## {name}: {SHAPES[name].shape}",
+        "",
+        "| work | peers | ours | ratio | peers' memory | ours | peers moved | ours |",
+        "| --- | --- | --- | --- | --- | --- | --- | --- |",
+    ]
+    for work, peer, mine in rows(found, binaries):
+        moved = [f"{(m.read_bytes + m.written_bytes) / 1e9:.1f} GB" for m in (peer, mine)]
+        lines.append(
+            f"| {work} | {peer.seconds:.1f} s | {mine.seconds:.1f} s |"
+            f" **{peer.seconds / mine.seconds:.1f}** | {peer.peak_bytes / 1e9:.2f} GB |"
+            f" {mine.peak_bytes / 1e9:.2f} GB | {moved[0]} | {moved[1]} |"
+        )
+    whole, single = found["ours set"].seconds, found["ours set, 1 thread"].seconds
+    share = found["floor"].seconds / whole
+    lines += [
+        "",
+        f"Set, 1 thread: {single:.1f} s; {THREADS} threads: {whole:.1f} s"
+        f" ({single / whole:.2f} times). Reading the source and writing as many bytes as the set"
+        f" has takes {found['floor'].seconds:.1f} s, {100 * share:.0f} % of our time.",
+        "",
+        f"Medians of {rounds}; {date.today().isoformat()}; {_processor()}, {THREADS} threads;"
+        f" llama-cpp-python {version('llama-cpp-python')}, llmcompressor"
+        f" {version('llmcompressor')}, torch {version('torch')}, Python"
+        f" {platform.python_version()}; load before the run {os.getloadavg()[0]:.1f}.",
+        "",
+    ]
+    return "\n".join(lines)
+
+
+def _processor() -> str:
+    for line in Path("/proc/cpuinfo").read_text().splitlines():
+        if line.startswith("model name"):
+            return line.partition(": ")[2]
+    return platform.machine()
+
+
+def main() -> int:
+    """Measure, print, and write RESULTS.md."""
+    parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
+    parser.add_argument("--model", action="append", choices=SHAPES, help="default: 3B")
+    parser.add_argument("--rounds", type=int, default=3)
+    parser.add_argument("--work", type=Path, help="where models and outputs go")
+    parser.add_argument("--llama-quantize", type=Path, action="append", default=[])
+    options = parser.parse_args()
+    binaries = [path.resolve() for path in options.llama_quantize]
+    sections = []
+    with tempfile.TemporaryDirectory(dir=options.work) as scratch:
+        work = options.work or Path(scratch)
+        source = llama_cpp_source.fetch_source(work / "peer")
+        for name in options.model or ["3B"]:
+            model = write_model(work / name, name)
+            runs: Runs = defaultdict(list)
+            for _ in range(options.rounds):
+                run_round(model, Path(scratch), source, binaries, runs)
+            found = {what: median(measured) for what, measured in runs.items()}
+            sections.append(report(name, found, binaries, options.rounds))
+    text = f"# Results\n\nWritten by `make bench`; not edited by hand.\n\n{chr(10).join(sections)}"
+    RESULTS.write_text(text)
+    Console().print(text, markup=False, highlight=False)
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
