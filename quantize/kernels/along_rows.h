@@ -1,0 +1,122 @@
+/* Kernels whose lanes lie along a row: maxima have no order, so nothing needs transposing.
+ *
+ *     Q8_0   32 values   d 2   codes 32   = 34
+ *     absmax of rows, E4M3 codes of rows under a scale each
+ */
+
+INLINE float largest_lane(vf a)
+{
+    float lane[LANES], largest = 0;
+    memcpy(lane, &a, sizeof a);
+    for (int k = 0; k < LANES; k++)
+        largest = lane[k] > largest ? lane[k] : largest;
+    return largest;
+}
+
+INLINE void put_bytes(uint8_t *at, vi a)
+{
+    vb bytes = __builtin_convertvector(a, vb);
+    memcpy(at, &bytes, sizeof bytes);
+}
+
+/* Half away from zero: the largest float below 0.5 carries exactly what is at least half. */
+INLINE vi half_away(vf a)
+{
+    return to_int(a + (vf)((vi)all(0x1.fffffep-2f) | ((vi)a & (int32_t)0x80000000)));
+}
+
+INLINE void q8_0_blocks(const void *rows, int dtype, size_t values, uint8_t *block)
+{
+    for (size_t start = 0; start < values; start += 32, block += 34) {
+        vf x[32 / LANES], largest = zero();
+        for (int i = 0; i < 32 / LANES; i++) {
+            x[i] = load(rows, start + i * LANES, dtype);
+            largest = vmax(largest, magnitude(x[i]));
+        }
+        float d = largest_lane(largest) / 127.0f, factor = d ? 1.0f / d : 0.0f;
+        vi half = to_half(all(d));
+        memcpy(block, &half, 2);
+        for (int i = 0; i < 32 / LANES; i++)
+            put_bytes(block + 2 + i * LANES, half_away(x[i] * factor));
+    }
+}
+
+INLINE float absmax_of_row(const void *rows, int dtype, size_t start, size_t columns)
+{
+    vf largest = zero();
+    size_t i = 0;
+    for (; i + LANES <= columns; i += LANES)
+        largest = vmax(largest, magnitude(load(rows, start + i, dtype)));
+    float found = largest_lane(largest);
+    for (; i < columns; i++) {
+        float value = largest_lane(magnitude(load_one(rows, start + i, dtype)));
+        found = value > found ? value : found;
+    }
+    return found;
+}
+
+/* Rounds to bfloat16, half precision or not at all, as a float. */
+INLINE vf round_to(vf a, int dtype)
+{
+    vu bits = (vu)a;
+    if (dtype == DTYPE_BF16)
+        return (vf)((bits + 0x7fff + (bits >> 16 & 1)) & 0xffff0000u);
+    return dtype == DTYPE_F16 ? from_half(to_half(a)) : a;
+}
+
+/* E4M3, ties to even: a normal keeps 3 of 23 fraction bits; a subnormal is a number of 2^-9, which
+ * adding 2^14 (the float whose last place is 2^-9) leaves in the lowest bits. */
+INLINE vi to_e4m3(vf a)
+{
+    vf limited = vmin(magnitude(a), all(448.0f));
+    vi bits = (vi)limited;
+    vi normal = ((bits + 0x7ffff + (bits >> 20 & 1)) >> 20) - ((127 - 7) << 3);
+    vi subnormal = (vi)(limited + 0x1p14f) & 15;
+    vi code = isel(lt(limited, all(0x1p-6f)), subnormal, normal);
+    return code | ((vi)((vu)a >> 24) & 0x80);
+}
+
+INLINE void e4m3_row(const void *rows, int dtype, size_t start, size_t columns, float scale,
+                     uint8_t *codes)
+{
+    size_t i = 0;
+    for (; i + LANES <= columns; i += LANES)
+        put_bytes(codes + i, to_e4m3(round_to(load(rows, start + i, dtype) / scale, dtype)));
+    for (; i < columns; i++) {
+        vi code = to_e4m3(round_to(load_one(rows, start + i, dtype) / scale, dtype));
+        memcpy(codes + i, &code, 1);
+    }
+}
+
+/* One loop for each dtype of the source, so that the test is outside. */
+#define FOR_EACH_DTYPE(call)                     \
+    if (dtype == DTYPE_BF16) call(DTYPE_BF16);   \
+    else if (dtype == DTYPE_F16) call(DTYPE_F16); \
+    else call(DTYPE_F32)
+
+static void q8_0(const void *rows, int dtype, size_t values, uint8_t *blocks)
+{
+#define CALL(dtype) q8_0_blocks(rows, dtype, values, blocks)
+    FOR_EACH_DTYPE(CALL);
+#undef CALL
+}
+
+static void absmax(const void *rows, int dtype, size_t count, size_t columns, float *out)
+{
+#define CALL(dtype)                                                   \
+    for (size_t row = 0; row < count; row++)                          \
+    out[row] = absmax_of_row(rows, dtype, row * columns, columns)
+    FOR_EACH_DTYPE(CALL);
+#undef CALL
+}
+
+/* One scale a row. */
+static void e4m3(const void *rows, int dtype, size_t count, size_t columns, const float *scales,
+                 uint8_t *codes)
+{
+#define CALL(dtype)                                                   \
+    for (size_t row = 0; row < count; row++)                          \
+    e4m3_row(rows, dtype, row * columns, columns, scales[row], codes + row * columns)
+    FOR_EACH_DTYPE(CALL);
+#undef CALL
+}
