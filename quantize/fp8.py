@@ -11,8 +11,9 @@ with T the dtype of the source weight, RN_T rounding to nearest even into T, div
     q     = RN_E4M3(y)                                 the second
 
 Measured equal to `llmcompressor.model_free_ptq` in every byte. Since y is a 16-bit number for the
-16-bit sources, its second rounding is a table of 65,536 entries. Weights of Linear modules only;
-embeddings, the head, norms and biases are never given to this scheme.
+16-bit sources, numpy looks its second rounding up in a table of 65,536 entries; where
+`quantize/kernels` was built, that makes the same bits. Weights of Linear modules only; embeddings,
+the head, norms and biases are never given to this scheme.
 """
 
 from __future__ import annotations
@@ -27,6 +28,7 @@ from numpy.typing import NDArray
 
 from convert.output_tensor import Encoded, Importance, Part
 from convert.tensor import DTYPES, EPSILON, Array, Block, Float32, round_to, to_float32
+from quantize import kernels
 
 E4M3_MAX = 448.0
 _SMALLEST_NORMAL = np.float32(2.0**-6)
@@ -75,7 +77,10 @@ class Fp8Channel:
 
 def channel_scales(block: Block) -> Array:
     """(rows, 1) scales in the storage dtype of the source."""
-    if block.dtype == "F32":
+    build = kernels.build()
+    if build is not None:
+        absmax = kernels.measure_absmax(build, block)
+    elif block.dtype == "F32":
         absmax = np.abs(block.raw).max(axis=1, keepdims=True)
     else:  # magnitudes of 16-bit floats are ordered as their bits without the sign
         bits = (block.raw.view(np.uint16) & np.uint16(0x7FFF)).max(axis=1, keepdims=True)
@@ -87,6 +92,9 @@ def channel_scales(block: Block) -> Array:
 
 def encode_scaled(block: Block, scales: Float32) -> NDArray[np.uint8]:
     """E4M3 codes of block / scales with the double rounding of `ct-eager`; scales broadcast."""
+    build = kernels.build()
+    if build is not None and scales.shape == (len(block.raw), 1):
+        return kernels.encode_e4m3(build, block, scales)
     rounded = round_to(block.float32() / scales, block.dtype)
     if block.dtype == "F32":
         return encode_e4m3(rounded.astype(np.float32))

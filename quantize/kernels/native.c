@@ -197,16 +197,21 @@ static int fill_module(PyObject *module)
     const struct kernels *builds[3];
     int count = supported(builds), failed = 0;
     PyObject *names = PyTuple_New(count), *types = PyTuple_New(TYPE_COUNT);
-    if (!names || !types)
+    PyObject *sizes = PyTuple_New(TYPE_COUNT);
+    if (!names || !types || !sizes)
         return -1;
     for (int i = 0; i < count; i++)
         failed |= PyTuple_SetItem(names, i, PyUnicode_FromString(builds[i]->name));
-    for (int i = 0; i < TYPE_COUNT; i++)
+    for (int i = 0; i < TYPE_COUNT; i++) {
         failed |= PyTuple_SetItem(types, i, PyUnicode_FromString(TYPES[i].name));
+        failed |= PyTuple_SetItem(sizes, i, Py_BuildValue("ii", TYPES[i].values, TYPES[i].bytes));
+    }
     failed |= PyModule_AddObjectRef(module, "BUILDS", names);
     failed |= PyModule_AddObjectRef(module, "TYPES", types);
+    failed |= PyModule_AddObjectRef(module, "SIZES", sizes);
     Py_DECREF(names);
     Py_DECREF(types);
+    Py_DECREF(sizes);
     return failed;
 }
 
