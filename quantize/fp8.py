@@ -95,6 +95,11 @@ def encode_scaled(block: Block, scales: Float32) -> NDArray[np.uint8]:
     build = kernels.build()
     if build is not None and scales.shape == (len(block.raw), 1):
         return kernels.encode_e4m3(build, block, scales)
+    return encode_scaled_by_numpy(block, scales)
+
+
+def encode_scaled_by_numpy(block: Block, scales: Float32) -> NDArray[np.uint8]:
+    """The same, for scales of any shape and machines without the kernels."""
     rounded = round_to(block.float32() / scales, block.dtype)
     if block.dtype == "F32":
         return encode_e4m3(rounded.astype(np.float32))
