@@ -88,35 +88,38 @@ INLINE void e4m3_row(const void *rows, int dtype, size_t start, size_t columns, 
     }
 }
 
-/* One loop for each dtype of the source, so that the test is outside. */
-#define FOR_EACH_DTYPE(call)                     \
-    if (dtype == DTYPE_BF16) call(DTYPE_BF16);   \
-    else if (dtype == DTYPE_F16) call(DTYPE_F16); \
-    else call(DTYPE_F32)
-
+/* The dtype becomes a constant here, once a row. */
 static void q8_0(const void *rows, int dtype, size_t values, uint8_t *blocks)
 {
-#define CALL(dtype) q8_0_blocks(rows, dtype, values, blocks)
-    FOR_EACH_DTYPE(CALL);
-#undef CALL
+    if (dtype == DTYPE_BF16)
+        q8_0_blocks(rows, DTYPE_BF16, values, blocks);
+    else if (dtype == DTYPE_F16)
+        q8_0_blocks(rows, DTYPE_F16, values, blocks);
+    else
+        q8_0_blocks(rows, DTYPE_F32, values, blocks);
 }
 
-static void absmax(const void *rows, int dtype, size_t count, size_t columns, float *out)
+static void absmax(struct rows rows, float *out)
 {
-#define CALL(dtype)                                                   \
-    for (size_t row = 0; row < count; row++)                          \
-    out[row] = absmax_of_row(rows, dtype, row * columns, columns)
-    FOR_EACH_DTYPE(CALL);
-#undef CALL
+    for (size_t row = 0, start = 0; row < rows.count; row++, start += rows.columns) {
+        if (rows.dtype == DTYPE_BF16)
+            out[row] = absmax_of_row(rows.values, DTYPE_BF16, start, rows.columns);
+        else if (rows.dtype == DTYPE_F16)
+            out[row] = absmax_of_row(rows.values, DTYPE_F16, start, rows.columns);
+        else
+            out[row] = absmax_of_row(rows.values, DTYPE_F32, start, rows.columns);
+    }
 }
 
-/* One scale a row. */
-static void e4m3(const void *rows, int dtype, size_t count, size_t columns, const float *scales,
-                 uint8_t *codes)
+static void e4m3(struct rows rows, const float *scales, uint8_t *codes)
 {
-#define CALL(dtype)                                                   \
-    for (size_t row = 0; row < count; row++)                          \
-    e4m3_row(rows, dtype, row * columns, columns, scales[row], codes + row * columns)
-    FOR_EACH_DTYPE(CALL);
-#undef CALL
+    for (size_t row = 0, start = 0; row < rows.count; row++, start += rows.columns) {
+        const float scale = scales[row];
+        if (rows.dtype == DTYPE_BF16)
+            e4m3_row(rows.values, DTYPE_BF16, start, rows.columns, scale, codes + start);
+        else if (rows.dtype == DTYPE_F16)
+            e4m3_row(rows.values, DTYPE_F16, start, rows.columns, scale, codes + start);
+        else
+            e4m3_row(rows.values, DTYPE_F32, start, rows.columns, scale, codes + start);
+    }
 }

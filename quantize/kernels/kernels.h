@@ -15,9 +15,8 @@ struct kernels {
     const char *name;
     int lanes;
     void (*quantize)(int type, struct rows rows, const float *importance, uint8_t *blocks);
-    void (*absmax)(const void *rows, int dtype, size_t count, size_t columns, float *out);
-    void (*e4m3)(const void *rows, int dtype, size_t count, size_t columns, const float *scales,
-                 uint8_t *codes);
+    void (*absmax)(struct rows rows, float *out);
+    void (*e4m3)(struct rows rows, const float *scales, uint8_t *codes); /* a scale a row */
 };
 
 struct type {

@@ -69,7 +69,6 @@ INLINE vf sel(vm m, vf a, vf b) { return (vf)isel(m, (vi)a, (vi)b); }
 
 INLINE vf all(float value) { return value - (vf){0}; }
 INLINE vi iall(int32_t value) { return value - (vi){0}; }
-INLINE vm neither(vm a, vm b) { return ~(a | b); }
 INLINE vf vmin(vf a, vf b) { return WIDE(min_ps)(a, b); }
 INLINE vf vmax(vf a, vf b) { return WIDE(max_ps)(a, b); }
 INLINE vf root(vf a) { return WIDE(sqrt_ps)(a); }

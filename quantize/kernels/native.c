@@ -151,7 +151,7 @@ static PyObject *py_absmax(PyObject *module, PyObject *args)
     if (!failed) {
         struct rows rows = input.rows;
         Py_BEGIN_ALLOW_THREADS
-        input.build->absmax(rows.values, rows.dtype, rows.count, rows.columns, out.buf);
+        input.build->absmax(rows, out.buf);
         Py_END_ALLOW_THREADS
     }
     PyBuffer_Release(&values);
@@ -173,7 +173,7 @@ static PyObject *py_e4m3(PyObject *module, PyObject *args)
     if (!failed) {
         struct rows rows = input.rows;
         Py_BEGIN_ALLOW_THREADS
-        input.build->e4m3(rows.values, rows.dtype, rows.count, rows.columns, scales.buf, out.buf);
+        input.build->e4m3(rows, scales.buf, out.buf);
         Py_END_ALLOW_THREADS
     }
     PyBuffer_Release(&values);
