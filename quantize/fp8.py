@@ -78,16 +78,19 @@ class Fp8Channel:
 def channel_scales(block: Block) -> Array:
     """(rows, 1) scales in the storage dtype of the source."""
     build = kernels.build()
-    if build is not None:
-        absmax = kernels.measure_absmax(build, block)
-    elif block.dtype == "F32":
-        absmax = np.abs(block.raw).max(axis=1, keepdims=True)
-    else:  # magnitudes of 16-bit floats are ordered as their bits without the sign
-        bits = (block.raw.view(np.uint16) & np.uint16(0x7FFF)).max(axis=1, keepdims=True)
-        absmax = to_float32(bits.view(DTYPES[block.dtype].storage), block.dtype)
+    absmax = absmax_by_numpy(block) if build is None else kernels.measure_absmax(build, block)
     scales = round_to(absmax / np.float32(E4M3_MAX), block.dtype)
     epsilon = round_to(np.array([EPSILON[block.dtype]], dtype=np.float32), block.dtype)
     return np.where(scales == 0, epsilon, scales)
+
+
+def absmax_by_numpy(block: Block) -> Float32:
+    """(rows, 1) largest magnitudes of the rows."""
+    if block.dtype == "F32":
+        return np.asarray(np.abs(block.raw).max(axis=1, keepdims=True), dtype=np.float32)
+    # magnitudes of 16-bit floats are ordered as their bits without the sign
+    bits = (block.raw.view(np.uint16) & np.uint16(0x7FFF)).max(axis=1, keepdims=True)
+    return to_float32(bits.view(DTYPES[block.dtype].storage), block.dtype)
 
 
 def encode_scaled(block: Block, scales: Float32) -> NDArray[np.uint8]:
