@@ -47,8 +47,8 @@ static void q3_k(const vf *x, const vf *importance, vf sigma2, uint8_t *const *b
 {
     vf scale[16];
     vi codes[256], scales[16];
-    for (int j = 0; j < 16; j++)
-        scale[j] = refine_symmetric(x + 16 * j, codes + 16 * j, 16, 4);
+    for (int j = 0; j < 16; j += SIDE_BY_SIDE)
+        refine_symmetric(x + 16 * j, codes + 16 * j, scale + j, 4);
     vf peak = extreme(scale, 16);
     vm none_found = eq(peak, zero());
     vf factor = -32.0f / peak;
