@@ -73,33 +73,6 @@ INLINE void affine_codes(vi *codes, const struct affine *found, const vf *x, vf 
             codes[i] = isel(vanished, affine_code(found, x[i], most), codes[i]);
 }
 
-/* 2 bits of 4 values to a byte: values i, i + 32, i + 64, i + 96 of every 128. */
-INLINE void put_two_bits(uint8_t *const *blocks, size_t at, const vi *codes)
-{
-    for (int half = 0; half < 2; half++, codes += 128)
-        for (int i = 0; i < 32; i += 4) {
-            vi byte[4];
-            for (int k = 0; k < 4; k++) {
-                const vi *c = codes + i + k;
-                byte[k] = c[0] | c[32] << 2 | c[64] << 4 | c[96] << 6;
-            }
-            put_words(blocks, at + half * 32 + i, four_bytes(byte[0], byte[1], byte[2], byte[3]));
-        }
-}
-
-/* 4 bits of 2 values to a byte: values i, i + 32 of every 64. */
-INLINE void put_four_bits(uint8_t *const *blocks, size_t at, const vi *codes)
-{
-    for (int quarter = 0; quarter < 4; quarter++, codes += 64)
-        for (int i = 0; i < 32; i += 4) {
-            vi byte[4];
-            for (int k = 0; k < 4; k++)
-                byte[k] = (codes[i + k] & 15) | (codes[i + k + 32] & 15) << 4;
-            put_words(blocks, at + quarter * 32 + i,
-                      four_bytes(byte[0], byte[1], byte[2], byte[3]));
-        }
-}
-
 static void finish_q2_k(const struct sub_blocks *s, const vi *scales, vi d, vi dm, const vf *x,
                         uint8_t *const *blocks)
 {
@@ -167,19 +140,6 @@ INLINE void split_six_bits(vi *scales, vi *minima, const vi *bytes)
     }
 }
 
-INLINE void put_fifth_bits(uint8_t *const *blocks, size_t at, const vi *codes)
-{
-    for (int i = 0; i < 32; i += 4) {
-        vi byte[4];
-        for (int k = 0; k < 4; k++) {
-            byte[k] = iall(0);
-            for (int j = 0; j < 8; j++)
-                byte[k] |= codes[32 * j + i + k] >> 4 << j;
-        }
-        put_words(blocks, at + i, four_bytes(byte[0], byte[1], byte[2], byte[3]));
-    }
-}
-
 INLINE void finish_q45_k(const struct sub_blocks *s, vi *scales, vi *minima, vi d, vi dm, const vf *x,
                          int most, uint8_t *const *blocks)
 {
@@ -193,7 +153,7 @@ INLINE void finish_q45_k(const struct sub_blocks *s, vi *scales, vi *minima, vi 
     for (int j = 0; j < 12; j += 4)
         put_words(blocks, 4 + j, four_bytes(bytes[j], bytes[j + 1], bytes[j + 2], bytes[j + 3]));
     if (most == 31)
-        put_fifth_bits(blocks, 16, codes);
+        put_one_bit(blocks, 16, codes, 4);
     put_four_bits(blocks, most == 31 ? 48 : 16, codes);
 }
 

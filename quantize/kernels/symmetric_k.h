@@ -26,17 +26,7 @@ static void put_q3_k(const vf *x, vi *codes, const vi *scales, vi d, uint8_t *co
     for (int j = 0; j < 4; j++)
         bytes[j + 8] = scales[j] >> 4 | scales[j + 4] >> 4 << 2 | scales[j + 8] >> 4 << 4 |
                        scales[j + 12] >> 4 << 6;
-    for (int i = 0; i < 32; i += 4) {
-        vi byte[4];
-        for (int k = 0; k < 4; k++) {
-            byte[k] = iall(0);
-            for (int j = 0; j < 8; j++)
-                byte[k] |= codes[32 * j + i + k] >> 2 << j;
-        }
-        put_words(blocks, i, four_bytes(byte[0], byte[1], byte[2], byte[3]));
-    }
-    for (int i = 0; i < 256; i++)
-        codes[i] &= 3;
+    put_one_bit(blocks, 0, codes, 2);
     put_two_bits(blocks, 32, codes);
     for (int j = 0; j < 12; j += 4)
         put_words(blocks, 96 + j, four_bytes(bytes[j], bytes[j + 1], bytes[j + 2], bytes[j + 3]));

@@ -147,3 +147,45 @@ INLINE vi four_bytes(vi a, vi b, vi c, vi d)
 {
     return (a & 255) | (b & 255) << 8 | (c & 255) << 16 | d << 24;
 }
+
+/* From here on, 256 codes of each lane. The lower 2 bits of 4 values to a byte: of values i, i + 32,
+ * i + 64, i + 96 of every 128. */
+INLINE void put_two_bits(uint8_t *const *blocks, size_t at, const vi *codes)
+{
+    for (int half = 0; half < 2; half++, codes += 128)
+        for (int i = 0; i < 32; i += 4) {
+            vi byte[4];
+            for (int k = 0; k < 4; k++) {
+                const vi *c = codes + i + k;
+                byte[k] = (c[0] & 3) | (c[32] & 3) << 2 | (c[64] & 3) << 4 | c[96] << 6;
+            }
+            put_words(blocks, at + half * 32 + i, four_bytes(byte[0], byte[1], byte[2], byte[3]));
+        }
+}
+
+/* The lower 4 bits of 2 values to a byte: of values i, i + 32 of every 64. */
+INLINE void put_four_bits(uint8_t *const *blocks, size_t at, const vi *codes)
+{
+    for (int quarter = 0; quarter < 4; quarter++, codes += 64)
+        for (int i = 0; i < 32; i += 4) {
+            vi byte[4];
+            for (int k = 0; k < 4; k++)
+                byte[k] = (codes[i + k] & 15) | (codes[i + k + 32] & 15) << 4;
+            put_words(blocks, at + quarter * 32 + i,
+                      four_bytes(byte[0], byte[1], byte[2], byte[3]));
+        }
+}
+
+/* Bit `shift` of 8 values to a byte: of values i, i + 32, ..., i + 224. */
+INLINE void put_one_bit(uint8_t *const *blocks, size_t at, const vi *codes, int shift)
+{
+    for (int i = 0; i < 32; i += 4) {
+        vi byte[4];
+        for (int k = 0; k < 4; k++) {
+            byte[k] = iall(0);
+            for (int j = 0; j < 8; j++)
+                byte[k] |= (codes[32 * j + i + k] >> shift & 1) << j;
+        }
+        put_words(blocks, at + i, four_bytes(byte[0], byte[1], byte[2], byte[3]));
+    }
+}
