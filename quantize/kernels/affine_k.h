@@ -43,8 +43,8 @@ INLINE void search_sub_block(struct sub_blocks *s, int j, const vf *x, const vf 
 
 #define WEIGHTED_STEPS ((struct steps){-0.9f, 0.05f, 36, 0})
 
-INLINE void search_weighted(struct sub_blocks *s, const vf *x, const vf *importance, int n, int most,
-                            vf sigma2)
+INLINE void search_weighted(struct sub_blocks *s, const vf *x, const vf *importance, int n,
+                            int most, vf sigma2)
 {
     vf w[32];
     for (int j = 0; j < 256 / n; j++) {
@@ -140,8 +140,8 @@ INLINE void split_six_bits(vi *scales, vi *minima, const vi *bytes)
     }
 }
 
-INLINE void finish_q45_k(const struct sub_blocks *s, vi *scales, vi *minima, vi d, vi dm, const vf *x,
-                         int most, uint8_t *const *blocks)
+INLINE void finish_q45_k(const struct sub_blocks *s, vi *scales, vi *minima, vi d, vi dm,
+                         const vf *x, int most, uint8_t *const *blocks)
 {
     vi codes[256], bytes[12];
     join_six_bits(bytes, scales, minima);

@@ -18,8 +18,9 @@
 typedef void encode_lanes(const vf *x, const vf *importance, vf sigma2, uint8_t *const *blocks);
 
 static encode_lanes *const PLAIN[TYPE_COUNT] = {
-    [Q4_0] = q4_0, [Q4_1] = q4_1, [Q5_0] = q5_0,     [Q5_1] = q5_1,     [Q2_K] = q2_k, [Q3_K] = q3_k,
-    [Q4_K] = q4_k, [Q5_K] = q5_k, [Q6_K] = q6_k, [IQ4_NL] = iq4_nl, [IQ4_XS] = iq4_xs,
+    [Q4_0] = q4_0, [Q4_1] = q4_1, [Q5_0] = q5_0, [Q5_1] = q5_1, [Q2_K] = q2_k,
+    [Q3_K] = q3_k, [Q4_K] = q4_k, [Q5_K] = q5_k, [Q6_K] = q6_k, [IQ4_NL] = iq4_nl,
+    [IQ4_XS] = iq4_xs,
 };
 static encode_lanes *const WEIGHTED[TYPE_COUNT] = {
     [Q4_0] = q4_0_weighted,     [Q4_1] = q4_1_weighted,     [Q5_0] = q5_0_weighted,
@@ -82,8 +83,9 @@ static void quantize(int type, struct rows rows, const float *importance, uint8_
             vf mean = mean_squares(rows, row, count);
             memcpy(sigma2, &mean, sizeof mean);
         }
-        for (size_t first = row * per_row; first < (row + count) * per_row; first += LANES)
-            encode_group(type, rows, importance, blocks, first, (row + count) * per_row, row, sigma2);
+        size_t last = (row + count) * per_row;
+        for (size_t first = row * per_row; first < last; first += LANES)
+            encode_group(type, rows, importance, blocks, first, last, row, sigma2);
     }
 }
 

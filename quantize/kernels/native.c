@@ -21,8 +21,10 @@ const struct type TYPES[TYPE_COUNT] = {
     [IQ4_NL] = {"IQ4_NL", 32, 2 + 16},
     [IQ4_XS] = {"IQ4_XS", 256, 2 + 2 + 4 + 128},
 };
-static const char *const DTYPES[] = {[DTYPE_BF16] = "BF16", [DTYPE_F16] = "F16", [DTYPE_F32] = "F32"};
-static const size_t WIDTHS[] = {[DTYPE_BF16] = 2, [DTYPE_F16] = 2, [DTYPE_F32] = 4};
+static const struct {
+    const char *name;
+    size_t bytes;
+} DTYPES[] = {[DTYPE_BF16] = {"BF16", 2}, [DTYPE_F16] = {"F16", 2}, [DTYPE_F32] = {"F32", 4}};
 
 /* The builds that this processor can run, widest first. */
 static int supported(const struct kernels **builds)
@@ -51,7 +53,7 @@ static const struct kernels *find_build(const char *name)
 static int find_dtype(const char *name)
 {
     for (int i = 0; i < 3; i++)
-        if (strcmp(DTYPES[i], name) == 0)
+        if (strcmp(DTYPES[i].name, name) == 0)
             return i;
     PyErr_Format(PyExc_ValueError, "dtype %s; expected BF16, F16 or F32", name);
     return -1;
@@ -88,9 +90,10 @@ static int read_input(struct input *input, const char *build, const char *dtype,
     input->rows.dtype = input->build ? find_dtype(dtype) : -1;
     if (input->rows.dtype < 0)
         return -1;
-    size_t row_bytes = WIDTHS[input->rows.dtype] * (size_t)columns;
+    size_t row_bytes = DTYPES[input->rows.dtype].bytes * (size_t)columns;
     if (columns <= 0 || (size_t)values->len % row_bytes) {
-        PyErr_Format(PyExc_ValueError, "%zd bytes are no rows of %zd columns", values->len, columns);
+        PyErr_Format(PyExc_ValueError, "%zd bytes are no rows of %zd columns", values->len,
+                     columns);
         return -1;
     }
     input->rows.values = values->buf;
@@ -188,7 +191,7 @@ static PyMethodDef METHODS[] = {
     {"absmax", py_absmax, METH_VARARGS,
      "absmax(build, dtype, rows, columns, out): each row's largest magnitude, as float32."},
     {"e4m3", py_e4m3, METH_VARARGS,
-     "e4m3(build, dtype, rows, columns, scales, codes): rows / scales, rounded to dtype, then E4M3."},
+     "e4m3(build, dtype, rows, columns, scales, codes): codes of rows / scales, rounded to dtype."},
     {NULL, NULL, 0, NULL},
 };
 

@@ -25,7 +25,8 @@ INLINE vf quantum(vf a, int most, int exact)
     return exact ? to_float(iclamp(nearest(a), 0, most)) : clamp(rounded(a), 0, most);
 }
 
-INLINE vf weighted_error(const vf *x, const vf *w, const vf *l, vf scale, vf low, int n, int absolute)
+INLINE vf weighted_error(const vf *x, const vf *w, const vf *l, vf scale, vf low, int n,
+                         int absolute)
 {
     vf error = zero();
     for (int i = 0; i < n; i++) {
@@ -43,7 +44,7 @@ INLINE int rounds_in_floats(vf factor, vf low, vf smallest, vf largest, vm live)
     return !any(live & ~fits);
 }
 
-/* One step: quantize with `factor`, fit scale and low to the result, keep them if they are better. */
+/* One step: quantize with `factor`, fit scale and low to the result, keep what is better. */
 INLINE void affine_step(struct affine *best, vf *best_error, const vf *x, const vf *w, vf sum_w,
                         vf sum_x, vf factor, int n, int most, int absolute, int exact)
 {
@@ -137,7 +138,8 @@ INLINE vf extreme(const vf *x, int n)
 
 INLINE vf signed_quantum(vf a, int most, int exact)
 {
-    return exact ? to_float(iclamp(nearest(a), -most, most - 1)) : clamp(rounded(a), -most, most - 1);
+    return exact ? to_float(iclamp(nearest(a), -most, most - 1))
+                 : clamp(rounded(a), -most, most - 1);
 }
 
 INLINE void symmetric_sums(const vf *x, const vf *w, int n, int most, int exact, vf factor,

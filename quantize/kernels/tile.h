@@ -148,8 +148,8 @@ INLINE vi four_bytes(vi a, vi b, vi c, vi d)
     return (a & 255) | (b & 255) << 8 | (c & 255) << 16 | d << 24;
 }
 
-/* From here on, 256 codes of each lane. The lower 2 bits of 4 values to a byte: of values i, i + 32,
- * i + 64, i + 96 of every 128. */
+/* From here on, 256 codes of each lane. The lower 2 bits of 4 values to a byte: of values i,
+ * i + 32, i + 64, i + 96 of every 128. */
 INLINE void put_two_bits(uint8_t *const *blocks, size_t at, const vi *codes)
 {
     for (int half = 0; half < 2; half++, codes += 128)
