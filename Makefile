@@ -33,6 +33,7 @@ check: test lint
 
 # Real vocabularies come from $$HERMES_QUANT_DATA, or from ../shared/data beside the checkout.
 conformance: .venv/.test
+	$(BIN)/python -m benchmarks.kernels_fuzz
 	$(BIN)/python -m benchmarks.conformance --work build/peers
 	$(BIN)/python -m benchmarks.conformance_vllm
 
@@ -48,7 +49,7 @@ clean:
 	touch $@
 
 # One stamp for each set of extras; the first install compiles llama.cpp (about 4 minutes).
-.venv/.%: .venv/.python pyproject.toml constraints.txt
+.venv/.%: .venv/.python pyproject.toml constraints.txt $(wildcard quantize/kernels/*.[ch])
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[$*]'
 	touch $@
 

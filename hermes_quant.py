@@ -123,6 +123,7 @@ def quantize(
 ) -> None:
     """Make any number of quantized artifacts from one read of the checkpoint."""
     with _errors():
+        from quantize import kernels
         from quantize.choice import Overrides, parse_pattern, parse_type
         from quantize.job import quantize as verb
 
@@ -132,6 +133,8 @@ def quantize(
             embedding_type=parse_type(embedding_type) if embedding_type else None,
             leave_output=leave_output,
         )
+        if kernels.missing():
+            typer.echo(f"note: {kernels.missing()}", err=True)
         with _progress(dry_run or as_json) as report:
             job = verb(
                 model,

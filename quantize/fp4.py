@@ -30,9 +30,9 @@ from numpy.typing import NDArray
 
 from convert.output_tensor import Encoded, Importance, Part
 from convert.tensor import DTYPES, Block, Float32, round_to, to_float32
-from quantize.codes import E2M1, Codes, code_table, pack_nibbles, unpack_nibbles
+from quantize.codes import E2M1, Codes, pack_nibbles, unpack_nibbles
 from quantize.fp8 import E4M3_MAX, decode_e4m3, encode_e4m3
-from quantize.scaled import block_absmax
+from quantize.scaled import codes_by_numpy, measure_absmax
 
 NVFP4_GROUP, MXFP4_GROUP = 16, 32
 _E4M3_EPSILON_CODE = np.uint8(0x20)  # 2^-3
@@ -44,7 +44,7 @@ _BIAS = 127
 def _group_absmax(block: Block, group: int) -> Float32:
     """(rows, columns / group) largest magnitudes."""
     grouped = Block(block.name, block.dtype, 0, block.raw.reshape(-1, group))
-    return block_absmax(grouped, axis=(1,)).reshape(block.raw.shape[0], -1)
+    return measure_absmax(grouped).reshape(block.raw.shape[0], -1)
 
 
 @dataclass(frozen=True, slots=True)
@@ -73,7 +73,7 @@ class Nvfp4:
 
     def reduce(self, state: Any, block: Block) -> Any:
         """The largest magnitude so far, over all tensors that share the global scale."""
-        largest = block_absmax(block, axis=(0, 1)).max()
+        largest = measure_absmax(block).max()
         return largest if state is None else max(state, largest)
 
     def encode(self, block: Block, state: Any, importance: Importance | None) -> Encoded:
@@ -138,13 +138,9 @@ class Mxfp4:
         """(rows, columns) values -> codes and exponents."""
         exponents = power_of_two_exponents(_group_absmax(block, MXFP4_GROUP), self.dtype)
         divisor = np.repeat(_powers(exponents), MXFP4_GROUP, axis=1)
-        return Encoded((pack_nibbles(self._codes(block, divisor)), exponents))
-
-    def _codes(self, block: Block, divisor: Float32) -> Codes:
-        quotient = block.float32() / divisor
-        if self.numerics != "ct-eager" or block.dtype == "F32":
-            return E2M1.encode(quotient)
-        return code_table("E2M1", block.dtype)[round_to(quotient, block.dtype).view(np.uint16)]
+        rounded = self.dtype if self.numerics == "ct-eager" else "F32"
+        codes = codes_by_numpy(block, divisor, "E2M1", rounded)
+        return Encoded((pack_nibbles(codes), exponents))
 
     def decode(self, stored: Sequence[NDArray[np.uint8]], shape: tuple[int, ...]) -> Float32:
         """codes * 2^(exponent - 127), in float32."""

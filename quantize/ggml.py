@@ -1,4 +1,4 @@
-"""ggml's own quantizers, called through ctypes: the reference that every GGUF byte comes from.
+"""ggml's own quantizers, called through ctypes: the reference for every GGUF byte.
 
 `libggml-base` lies inside the llama-cpp-python package; importing that package would load all of
 llama.cpp, so only the library is opened. Three functions are used (`ggml.h`, MIT):
@@ -12,6 +12,11 @@ Rows are independent of each other, so blocks may be of any height. The library 
 CPU flags, so on x86-64 its bits are plain IEEE single precision; on other machines a compiler may
 fuse multiplications and the bits differ, which is why the numerics profile names the library by its
 sha256. Some types abort the process without importance; the planner refuses them before.
+
+Where `quantize/kernels` has a type, it makes the blocks: the same bytes, faster. Before its first
+use in a process it is tried on a few thousand values against the library that is installed; should
+a byte differ (another release of the library, a faulty compiler), the library is used and a warning
+says so. Therefore the profile names the library whichever made the bytes, on any processor.
 """
 
 from __future__ import annotations
@@ -20,6 +25,7 @@ import ctypes
 import hashlib
 import importlib.util
 import math
+import warnings
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cache
@@ -32,7 +38,8 @@ from numpy.typing import NDArray
 from convert.errors import TensorError, UnsupportedError
 from convert.gguf import GGML_TYPES
 from convert.output_tensor import Encoded, Importance, Part
-from convert.tensor import Block, Float32
+from convert.tensor import SOURCE_DTYPES, Block, Float32
+from quantize import kernels
 
 ABORTS_WITHOUT_IMPORTANCE = ("IQ2_XXS", "IQ2_XS", "IQ1_S")
 """Types whose quantizer ends the process when it is given none (`ggml.c`)."""
@@ -82,9 +89,43 @@ def _quantizer(name: str) -> ctypes.CDLL:
     return _library()
 
 
+def quantize_chunk(name: str, values: Float32, importance: Float32 | None) -> NDArray[np.uint8]:
+    """(rows, columns) float32 -> (rows, row bytes) by the library; importance is per column."""
+    kind, values = GGML_TYPES[name], np.ascontiguousarray(values)
+    rows, columns = values.shape
+    out = np.empty((rows, columns // kind.block * kind.block_bytes), dtype=np.uint8)
+    weights = None if importance is None else importance.ctypes.data
+    place = values.ctypes.data, out.ctypes.data
+    chunk = _quantizer(name).ggml_quantize_chunk
+    written = chunk(kind.number, *place, 0, rows, columns, weights)
+    assert written == out.nbytes, (written, out.nbytes)
+    return out
+
+
+@cache
+def kernel_build(name: str) -> str | None:
+    """The build of our kernels that makes the library's bytes for this type; None if none does."""
+    build = kernels.build()
+    if build is None or name not in kernels.TYPES:
+        return None
+    random = np.random.default_rng(0)
+    values = random.standard_t(3, (9, 768)).astype(np.float32)
+    values[::3] *= np.geomspace(1e-6, 1e3, 768, dtype=np.float32)
+    for importance in (None, random.chisquare(1, 768).astype(np.float32)):
+        ours = kernels.quantize(build, values, "F32", name, importance)
+        if not np.array_equal(ours, quantize_chunk(name, values, importance)):
+            warnings.warn(
+                f"the {build} kernel for {name} differs from the installed libggml-base, which is"
+                " used instead",
+                stacklevel=2,
+            )
+            return None
+    return build
+
+
 @dataclass(frozen=True, slots=True)
 class Ggml:
-    """Values as blocks of the ggml type `name`, made by libggml-base."""
+    """Values as blocks of the ggml type `name`, with the bytes of libggml-base."""
 
     name: str
     block_rows: int = 1
@@ -109,24 +150,17 @@ class Ggml:
     def encode(self, block: Block, state: Any, importance: Importance | None) -> Encoded:
         """(rows, columns) values -> (rows, row bytes); TensorError if the blocks are not valid."""
         library, kind = _quantizer(self.name), GGML_TYPES[self.name]
-        values = np.ascontiguousarray(block.float32())
-        rows, columns = values.shape
-        out = np.empty((rows, columns // kind.block * kind.block_bytes), dtype=np.uint8)
         weights = None
         assert importance is not None or self.name not in ABORTS_WITHOUT_IMPORTANCE, self
         if importance is not None:
             weights = np.ascontiguousarray(importance.values, dtype=np.float32)
+            columns = block.raw.shape[1]
             assert weights.shape == (1, columns), (weights.shape, columns)  # ggml would read on
-        written = library.ggml_quantize_chunk(
-            kind.number,
-            values.ctypes.data,
-            out.ctypes.data,
-            0,
-            rows,
-            columns,
-            None if weights is None else weights.ctypes.data,
-        )
-        assert written == out.nbytes, (written, out.nbytes)
+        build = kernel_build(self.name)
+        if build is not None and block.dtype in SOURCE_DTYPES:
+            out = kernels.quantize(build, block.raw, block.dtype, self.name, weights)
+        else:
+            out = quantize_chunk(self.name, block.float32(), weights)
         if not library.ggml_validate_row_data(kind.number, out.ctypes.data, out.nbytes):
             raise TensorError(
                 f"{block.name}: rows from {block.first_row} on do not fit into {self.name}: a scale"

@@ -27,9 +27,11 @@ from numpy.typing import NDArray
 
 from convert.output_tensor import Encoded, Importance, Part
 from convert.tensor import DTYPES, EPSILON, Array, Block, Float32, round_to, to_float32
+from quantize import kernels
 from quantize.codes import FORMATS, Codes, code_table, pack_words, unpack_words
 
 NUMERICS = ("ct-eager", "ct-sm90", "fp32-scales")
+KERNEL_CODES = ("E4M3", "INT8", "UINT8", "INT4")
 BLOCK = 128
 """Rows and columns of a block."""
 
@@ -92,38 +94,46 @@ class Scaled:
 
     def reduce(self, state: Any, block: Block) -> Any:
         """The largest magnitude so far."""
-        largest = block_absmax(block, axis=(0, 1)).max()
+        largest = measure_absmax(block).max()
         return largest if state is None else max(state, largest)
 
     def encode(self, block: Block, state: Any, importance: Importance | None) -> Encoded:
-        """(rows, columns) values -> the parts; the tensor's own parts go with its first rows."""
+        """(rows, columns) values -> the parts; the tensor's own scale goes with its first rows."""
         assert block.dtype == self.dtype, (block.dtype, self)
         rows, columns = block.raw.shape
-        absmax = self._absmax(block, state)
-        scales = scales_of(absmax, FORMATS[self.code].half_range, self.scale_dtype)
-        spread = self._spread(to_float32(scales, self.scale_dtype), rows, columns)
-        codes = self._codes(block, spread)
+        units = self._units(block)
+        code = FORMATS[self.code]
+        absmax = np.array([state]) if self.unit == "tensor" else measure_absmax(units)
+        if self.unit == "block":
+            absmax = absmax.reshape(-1, BLOCK, -(-columns // BLOCK)).max(axis=1)
+        elif self.unit == "group":
+            absmax = absmax.reshape(rows, -1)
+        scales = scales_of(absmax.astype(np.float32), code.half_range, self.scale_dtype)
+        wide = to_float32(scales, self.scale_dtype)
+        if self.unit == "block":
+            wide = np.repeat(wide, BLOCK, axis=0)
+        wide = np.broadcast_to(wide.reshape(-1, 1), (len(units.raw), 1))
+        rounded = self.dtype if self.numerics == "ct-eager" else "F32"
+        codes = encode_codes(units, wide, self.code, rounded)
+        if self.unit == "block":
+            codes = codes.reshape(-1, -(-columns // BLOCK) * BLOCK)[:rows, :columns]
+        codes = codes.reshape(rows, columns)
         if self.unit == "tensor" and block.first_row:
             scales = scales[:0]
-        if not self.packed:
-            return Encoded((codes, scales))
-        return Encoded((pack_words(codes, FORMATS[self.code].bits), scales))
+        return Encoded((pack_words(codes, code.bits) if self.packed else codes, scales))
 
-    def _absmax(self, block: Block, state: Any) -> Float32:
-        """The largest magnitude of every unit in the block, in the shape of the stored scales."""
+    def _units(self, block: Block) -> Block:
+        """The block as rows that have one scale each: its own, groups, or rows of tiles."""
         rows, columns = block.raw.shape
-        if self.unit == "tensor":
-            return np.array([state], dtype=np.float32)
-        if self.unit == "channel":
-            return block_absmax(block, axis=(1,))
+        raw = block.raw
         if self.unit == "group":
-            grouped = Block(block.name, block.dtype, 0, block.raw.reshape(-1, self.group_size))
-            return block_absmax(grouped, axis=(1,)).reshape(rows, -1)
-        down, across = -(-rows // BLOCK), -(-columns // BLOCK)
-        padded = np.zeros((down * BLOCK, across * BLOCK), dtype=block.raw.dtype)
-        padded[:rows, :columns] = block.raw
-        tiles = padded.reshape(down, BLOCK, across, BLOCK)
-        return block_absmax(Block(block.name, block.dtype, 0, tiles), axis=(1, 3))
+            raw = raw.reshape(-1, self.group_size)
+        elif self.unit == "block":
+            height, width = -rows % BLOCK, -columns % BLOCK
+            if height or width:
+                raw = np.pad(raw, ((0, height), (0, width)))
+            raw = raw.reshape(-1, BLOCK)
+        return Block(block.name, block.dtype, block.first_row, raw)
 
     def _spread(self, scales: Float32, rows: int, columns: int) -> Float32:
         """Scales in a shape that broadcasts against (rows, columns)."""
@@ -132,15 +142,6 @@ class Scaled:
         if self.unit == "group":
             return np.repeat(scales, self.group_size, axis=1)
         return np.repeat(np.repeat(scales, BLOCK, axis=0)[:rows], BLOCK, axis=1)[:, :columns]
-
-    def _codes(self, block: Block, scales: Float32) -> Codes:
-        quotient = block.float32() / scales
-        if self.numerics != "ct-eager":
-            return FORMATS[self.code].encode(quotient)
-        rounded = round_to(quotient, block.dtype)
-        if block.dtype == "F32":
-            return FORMATS[self.code].encode(rounded.astype(np.float32))
-        return code_table(self.code, block.dtype)[rounded.view(np.uint16)]
 
     def decode(self, stored: Sequence[NDArray[np.uint8]], shape: tuple[int, ...]) -> Float32:
         """codes * scales, in float32."""
@@ -181,14 +182,35 @@ class Shape:
         return stored[0].reshape(-1).view("<i8").astype(np.float32)
 
 
-def block_absmax(block: Block, axis: tuple[int, ...]) -> Float32:
-    """Largest magnitudes over `axis`, which is kept only where it is the last of two."""
-    keep = axis == (1,)
+def measure_absmax(block: Block) -> Float32:
+    """(rows, 1) largest magnitudes of the rows."""
+    build = kernels.build()
+    return absmax_by_numpy(block) if build is None else kernels.measure_absmax(build, block)
+
+
+def absmax_by_numpy(block: Block) -> Float32:
+    """The same, on machines without the kernels."""
     if block.dtype == "F32":
-        return np.asarray(np.abs(block.raw).max(axis=axis, keepdims=keep), dtype=np.float32)
+        return np.asarray(np.abs(block.raw).max(axis=1, keepdims=True), dtype=np.float32)
     # Magnitudes of 16-bit floats are ordered as their bits without the sign.
-    bits = (block.raw.view(np.uint16) & np.uint16(0x7FFF)).max(axis=axis, keepdims=keep)
-    return to_float32(np.asarray(bits).view(DTYPES[block.dtype].storage), block.dtype)
+    bits = (block.raw.view(np.uint16) & np.uint16(0x7FFF)).max(axis=1, keepdims=True)
+    return to_float32(bits.view(DTYPES[block.dtype].storage), block.dtype)
+
+
+def encode_codes(block: Block, scales: Float32, code: str, rounded: str) -> Codes:
+    """Codes of rows / scales (rows, 1), the quotients rounded to the dtype `rounded` first."""
+    build = kernels.build()
+    if build is None:
+        return codes_by_numpy(block, scales, code, rounded)
+    return kernels.encode_codes(build, block, scales, code, rounded)
+
+
+def codes_by_numpy(block: Block, scales: Float32, code: str, rounded: str) -> Codes:
+    """The same, on machines without the kernels."""
+    quotient = block.float32() / scales
+    if rounded == "F32":
+        return FORMATS[code].encode(quotient)
+    return code_table(code, rounded)[round_to(quotient, rounded).view(np.uint16)]
 
 
 def scales_of(absmax: Float32, half_range: float, dtype: str) -> Array:
