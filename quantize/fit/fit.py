@@ -1,0 +1,254 @@
+"""The verb `fit`: which artifact runs on which GPU, with what context, and how to start it.
+
+In: a model (anything `subject.py` reads), a GPU or a size, a context, a number of requests. Out: a
+`Report` with an `Answer` for every artifact on its engine, a recommendation, and, where memory was
+asked for backwards, the largest mixture that fits and the byte budget for one of its own.
+
+The recommendation follows a rule, not a taste. vLLM first, if any 8- or 16-bit folder fits there:
+8 bits where the GPU computes in FP8 or 16 bits do not fit, else 16. Otherwise the GGUF with the
+most bits that fits, Q8_0 at the most. Four-bit folders come last. Nothing is run, loaded or
+downloaded.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, replace
+
+from convert.errors import InputError
+from convert.size import parse_size
+from quantize.fit import for_llama_cpp, for_vllm
+from quantize.fit.answer import Answer, Question
+from quantize.fit.candidate import Candidate
+from quantize.fit.gpu import Gpu, find_gpu, gpu_of_size, gpus
+from quantize.fit.memory import Verdict
+from quantize.fit.subject import Subject, read_subject
+
+DEFAULT_CONTEXT = 8192
+ENGINES = ("vllm", "llama.cpp", "both")
+_CONTEXT = re.compile(r"(\d+)([kKmM]?)")
+_NOT_RECOMMENDED = ("F32", "TQ1_0", "TQ2_0", "MXFP4_MOE", "BF16", "F16")
+"""GGUF targets for models trained for them, or with more bits than anything is lost without."""
+
+
+@dataclass(frozen=True, slots=True)
+class SizeTarget:
+    """The largest published mixture that fits, and bytes for a mixture of one's own."""
+
+    mixture: str | None
+    mixture_bytes: int | None
+    fit_bytes: int
+    command: str
+
+
+@dataclass(frozen=True, slots=True)
+class Smallest:
+    """The smallest NVIDIA device, or equal devices, that hold a candidate; None where none does."""
+
+    candidate: Candidate
+    count: int
+    gpu: Gpu | None
+
+
+@dataclass(frozen=True, slots=True)
+class Report:
+    """Everything that was found; without a named GPU there is a `survey` instead of answers."""
+
+    subject: Subject
+    question: Question
+    answers: tuple[Answer, ...]
+    recommended: Answer | None
+    why: str
+    remarks: tuple[str, ...]
+    size_target: SizeTarget | None = None
+    survey: tuple[Smallest, ...] = ()
+
+
+def fit(
+    model: str,
+    *,
+    gpu: str | None = None,
+    gpu_memory: str | None = None,
+    max_memory: str | None = None,
+    context: str | None = None,
+    concurrency: int | None = None,
+    engine: str = "both",
+    kv_type: str | None = None,
+    targets: Sequence[str] = (),
+) -> Report:
+    """Answer for every artifact of `model`; InputError for what cannot be asked."""
+    if engine not in ENGINES:
+        raise InputError(f"--engine {engine!r} is not known; one of {', '.join(ENGINES)}")
+    if concurrency is not None and not 1 <= concurrency <= 1 << 20:
+        raise InputError(f"--concurrency {concurrency}: expected a number of requests, 1 or more")
+    device, count, remarks = _device(gpu, gpu_memory, max_memory)
+    asked = None if context is None else parse_context(context)
+    subject = read_subject(model, targets)
+    question = Question(
+        gpu=device or _UNNAMED,
+        count=count,
+        context=_context(subject, asked),
+        concurrency=concurrency,
+        kv_type=kv_type,
+    )
+    remarks += subject.notes
+    if device is None:
+        return _survey(subject, question, engine, remarks)
+    answers = _answers(subject, question, engine)
+    _check_ranks(answers, engine)
+    recommended, why = recommend(answers)
+    target = _size_target(subject, question, answers) if max_memory else None
+    return Report(subject, question, answers, recommended, why, remarks, target)
+
+
+_UNNAMED = gpu_of_size(1 << 60, "nothing")
+
+
+def parse_context(text: str) -> int:
+    """`32k` is 32,768 tokens; a bare number is itself."""
+    match = _CONTEXT.fullmatch(text.strip())
+    scale = {"": 1, "k": 1 << 10, "m": 1 << 20}
+    value = int(match[1]) * scale[match[2].lower()] if match else 0
+    if not 0 < value < 1 << 31:
+        raise InputError(f"--context {text!r} is not a number of tokens; write 8192 or 32k")
+    return value
+
+
+def _context(subject: Subject, asked: int | None) -> int:
+    most = subject.spec.max_position_embeddings
+    if asked is None:
+        return min(DEFAULT_CONTEXT, most)
+    if asked > most:
+        raise InputError(
+            f"--context {asked:,}: the model was made for {most:,} tokens"
+            " (max_position_embeddings); ask for that many or fewer"
+        )
+    return asked
+
+
+def _device(
+    gpu: str | None, gpu_memory: str | None, max_memory: str | None
+) -> tuple[Gpu | None, int, tuple[str, ...]]:
+    """The device, how many, and what to say about it."""
+    found: Gpu | None = None
+    count, remark = 1, ""
+    if gpu is not None:
+        found, count, remark = find_gpu(gpu)
+    for option, text in (("--gpu-mem", gpu_memory), ("--max-memory", max_memory)):
+        if text is None:
+            continue
+        size = parse_size(text)
+        if not 1 << 26 <= size <= 1 << 50:
+            raise InputError(f"{option} {text}: expected the memory of a device, 64 MiB or more")
+        if found is None:
+            found = gpu_of_size(size, option)
+        elif option == "--gpu-mem":
+            found = replace(found, usable_bytes=size, usable_basis="given by --gpu-mem")
+        else:
+            usable = min(size, found.usable_bytes)
+            found = replace(found, usable_bytes=usable, usable_basis="limited by --max-memory")
+    return found, count, (remark,) if remark else ()
+
+
+def _wanted(subject: Subject, engine: str) -> list[Candidate]:
+    """The candidates for this engine, vLLM's first, largest first."""
+    wanted = [c for c in subject.candidates if engine in (c.engine, "both")]
+    if not wanted:
+        held = ", ".join(sorted({c.engine for c in subject.candidates}))
+        raise InputError(f"{subject.reference}: nothing here is for {engine}; only for {held}")
+    return sorted(wanted, key=lambda c: (c.engine == "llama.cpp", -c.size_bytes))
+
+
+def _answers(subject: Subject, question: Question, engine: str) -> tuple[Answer, ...]:
+    verbs = {"vllm": for_vllm.answer, "llama.cpp": for_llama_cpp.answer}
+    wanted = _wanted(subject, engine)
+    return tuple(verbs[c.engine](c, subject, question) for c in wanted)
+
+
+def _check_ranks(answers: Iterable[Answer], engine: str) -> None:
+    """A number of GPUs that vLLM cannot use at all is a mistake in the question."""
+    listed = list(answers)
+    reasons = [a.breaks or "" for a in listed]
+    if engine == "vllm" and all(reason.startswith("tensor parallel") for reason in reasons):
+        usable = [a.fewest_gpus for a in listed if a.fewest_gpus]
+        hint = f"; {min(usable)} would do" if usable else ""
+        raise InputError(f"{reasons[0]}{hint}")
+
+
+def recommend(answers: Sequence[Answer]) -> tuple[Answer | None, str]:
+    """The answer to take, and the reason in one sentence."""
+    fitting = [answer for answer in answers if answer.verdict is Verdict.FITS]
+    folders = [answer for answer in fitting if answer.engine == "vllm"]
+    eight = [answer for answer in folders if answer.candidate.is_eight_bit]
+    whole = [a for a in folders if a.candidate.target in ("BF16", "F16")]
+    files = [
+        answer
+        for answer in fitting
+        if answer.engine == "llama.cpp" and answer.candidate.target not in _NOT_RECOMMENDED
+    ]
+    native = [answer for answer in eight if answer.arithmetic == "W8A8"]
+    if native:
+        return native[0], "8 bits that this GPU computes in: half the memory, twice the KV cache"
+    if whole:
+        return whole[0], "16 bits fit, and this GPU gains no speed from FP8"
+    if eight:
+        return eight[0], "16 bits do not fit; FP8 as weights only keeps the most of them"
+    if files:
+        best = max(files, key=lambda answer: answer.candidate.size_bytes)
+        return best, "the most bits that fit, as a GGUF of up to Q8_0"
+    if folders:
+        return folders[0], "the only folder that fits"
+    if fitting:
+        return fitting[0], "the only artifact that fits"
+    return None, _nothing_fits(answers)
+
+
+def _nothing_fits(answers: Sequence[Answer]) -> str:
+    """What to change first, if one change is enough."""
+    for answer in sorted(answers, key=lambda a: (a.engine == "llama.cpp", a.candidate.size_bytes)):
+        if answer.lever:
+            return (
+                f"nothing fits as asked; first lever: {answer.candidate.name} with {answer.lever}"
+            )
+    if any(answer.verdict is Verdict.UNKNOWN for answer in answers):
+        return "not modelled: no verdict can be given for this model"
+    return "nothing fits, and no single change makes it fit"
+
+
+def _size_target(
+    subject: Subject, question: Question, answers: Sequence[Answer]
+) -> SizeTarget | None:
+    """The largest mixture that fits and the bytes for one of one's own; None without GGUF plans."""
+    made = [a for a in answers if a.engine == "llama.cpp" and a.candidate.place is None]
+    known = [a for a in made if a.verdict is not Verdict.UNKNOWN]
+    if not known:
+        return None
+    fitting = [a for a in known if a.verdict is Verdict.FITS]
+    best = max(fitting, key=lambda a: a.candidate.size_bytes, default=None)
+    # the smallest embedding any mixture has: a recipe that spends less on it still fits
+    budgets = [for_llama_cpp.fitting_file_bytes(a.candidate, subject, question) for a in known]
+    command = f"hermes-quant quantize {subject.reference} --out dist --fit-bytes {min(budgets)}B"
+    return SizeTarget(
+        mixture=best.candidate.target if best else None,
+        mixture_bytes=best.candidate.size_bytes if best else None,
+        fit_bytes=min(budgets),
+        command=command,
+    )
+
+
+def _survey(subject: Subject, question: Question, engine: str, remarks: tuple[str, ...]) -> Report:
+    """Without a GPU: for each artifact the smallest NVIDIA one, or 2, 4 or 8 equal ones."""
+    devices = sorted(
+        (gpu for gpu in gpus() if gpu.vendor == "nvidia"),
+        key=lambda gpu: (gpu.usable_bytes, -(gpu.bandwidth_gb_s or 0)),
+    )
+    verbs = {"vllm": for_vllm.smallest, "llama.cpp": for_llama_cpp.smallest}
+    found = []
+    for candidate in _wanted(subject, engine):
+        for count in (1, 2, 4, 8):
+            gpu = verbs[candidate.engine](candidate, subject, question, devices, count)
+            if gpu is not None:
+                break
+        found.append(Smallest(candidate, count, gpu))
+    return Report(subject, question, (), None, "no GPU was named", remarks, survey=tuple(found))
