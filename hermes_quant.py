@@ -19,6 +19,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 if TYPE_CHECKING:
+    from rich.console import Console
     from rich.table import Table
 
     from convert.inspection import Inspection
@@ -184,6 +185,88 @@ def inspect(
 
 
 @app.command()
+def fit(
+    model: Annotated[
+        str,
+        typer.Argument(
+            metavar="MODEL",
+            help="Checkpoint or FP8 folder, GGUF file, config.json, release manifest or hub id.",
+        ),
+    ],
+    gpu: Annotated[
+        str | None, typer.Option(metavar="NAME", help='"RTX 4090", or 2x"H100 80GB" for two.')
+    ] = None,
+    gpu_mem: Annotated[
+        str | None, typer.Option(metavar="SIZE", help="Usable memory of the GPU: 23.5GiB.")
+    ] = None,
+    context: Annotated[
+        str | None, typer.Option(metavar="TOKENS", help="8192 or 32k; default: 8k or the model's.")
+    ] = None,
+    concurrency: Annotated[
+        int | None, typer.Option(metavar="N", help="Requests that must find room at once.")
+    ] = None,
+    engine: Annotated[str, typer.Option(help="vllm, llama.cpp or both.")] = "both",
+    kv_type: Annotated[
+        str | None,
+        typer.Option(metavar="TYPE", help="Cache type: fp8, q8_0, ...; default: 16 bits."),
+    ] = None,
+    to: Annotated[
+        list[str] | None, typer.Option("--to", help="Only this target; repeatable.")
+    ] = None,
+    max_memory: Annotated[
+        str | None,
+        typer.Option(metavar="SIZE", help="Ask backwards: which mixture stays within SIZE?"),
+    ] = None,
+    compare: Annotated[
+        Path | None, typer.Option(metavar="LOG", help="Compare a start-up log with the prediction.")
+    ] = None,
+    plot: Annotated[
+        Path | None, typer.Option(metavar="FILE.png", help="Draw the memory by term.")
+    ] = None,
+    as_markdown: Annotated[
+        bool, typer.Option("--markdown", help="Print the table for a model card.")
+    ] = False,
+    as_json: JsonOption = False,
+) -> None:
+    """Say which artifact runs on a GPU, with what context, and the command to start it."""
+    with _errors():
+        from quantize.fit import fit_json, table
+
+        if compare is not None:
+            from quantize.fit.compare import compare as against
+
+            comparison = against(model, compare, gpu=gpu)
+            if as_json:
+                _print_json(fit_json.comparison_json(comparison))
+            else:
+                table.print_comparison(comparison, _console())
+            return
+        from quantize.fit.fit import fit as verb
+
+        report = verb(
+            model,
+            gpu=gpu,
+            gpu_memory=gpu_mem,
+            max_memory=max_memory,
+            context=context,
+            concurrency=concurrency,
+            engine=engine,
+            kv_type=kv_type,
+            targets=to or (),
+        )
+        if plot is not None:
+            from quantize.fit.plot import write_plot
+
+            write_plot(report, plot)
+        if as_json:
+            _print_json(fit_json.report_json(report))
+        elif as_markdown:
+            typer.echo(table.markdown(report), nl=False)
+        else:
+            table.print_report(report, _console())
+
+
+@app.command()
 def verify(
     reference: Annotated[
         str, typer.Argument(metavar="REFERENCE", help="The checkpoint they were made from.")
@@ -285,11 +368,15 @@ def _progress(quiet: bool) -> Iterator[Progress | None]:
         yield report
 
 
-def _print(*renderables: object) -> None:
+def _console() -> Console:
     from rich.console import Console
 
     # A pipe has no width: nothing is cut there.
-    Console(width=None if sys.stdout.isatty() else 1000).print(*renderables)
+    return Console(width=None if sys.stdout.isatty() else 1000)
+
+
+def _print(*renderables: object) -> None:
+    _console().print(*renderables)
 
 
 def _printable(text: str) -> str:

@@ -62,8 +62,8 @@ def read_subject(reference: str, targets: Sequence[str] = ()) -> Subject:
     if path.suffix == ".json":
         return _from_json(path, reference, targets)
     raise InputError(
-        f"{reference}: expected a checkpoint folder, a .gguf file, a config.json, a release manifest"
-        " or a hub id"
+        f"{reference}: expected a checkpoint folder, a .gguf file, a config.json, a release"
+        " manifest or a hub id"
     )
 
 
@@ -121,8 +121,8 @@ def _from_config(path: Path, reference: str, targets: Sequence[str]) -> Subject:
     spec = read_model_spec(path)
     if spec.quantization:
         raise UnsupportedError(
-            f"{path}: describes a quantized model ({spec.quantization}); its tensors follow from its"
-            " headers only, so give the folder or the hub id"
+            f"{path}: describes a quantized model ({spec.quantization}), whose tensors only its"
+            " headers name; give the folder or the hub id"
         )
     tensors = headers_from_config(spec, read_json_object(path))
     if path.name != "config.json":

@@ -228,7 +228,9 @@ def _activation(spec: ModelSpec, gpu: Gpu, settings: Settings, version: Version)
 def _graphs(settings: Settings) -> Term:
     share = graph_count(settings.sequences) / _GRAPHS_MEASURED
     low, middle, high = (round(gib * GIB * share) for gib in _GRAPH_GIB)
-    source = f"{graph_count(settings.sequences)} graphs; for 51, 0.51 to 1.85 GiB in logs, 1.02 on v0.23"
+    source = (
+        f"{graph_count(settings.sequences)} graphs; for 51, 0.51 to 1.85 GiB in logs, 1.02 on v0.23"
+    )
     return Term(GRAPHS, middle, low, high, source, "low")
 
 

@@ -1,0 +1,282 @@
+"""A fit report for people: a table for the terminal, and one for a model card.
+
+In: a `Report` or a `Comparison`. Out: rich renderables that stay legible at 80 columns, or
+markdown. Sizes of files are in decimal units, as downloads are; memory is in GiB, as devices are. A
+figure that cannot be said is a dash, never a guess.
+"""
+
+from __future__ import annotations
+
+from rich import box
+from rich.console import Console, Group
+from rich.markup import escape
+from rich.table import Table
+from rich.text import Text
+
+from quantize.fit.answer import Answer
+from quantize.fit.compare import Comparison
+from quantize.fit.fit import Report
+from quantize.fit.memory import Term, Verdict
+
+GIB = 1 << 30
+_COLOURS = {
+    Verdict.FITS: "green",
+    Verdict.TIGHT: "yellow",
+    Verdict.NO: "red",
+    Verdict.UNKNOWN: "magenta",
+    Verdict.CANNOT: "red",
+}
+_SHORT = {
+    "activation peak": "activation",
+    "compute buffer": "compute",
+    "engine overhead": "overhead",
+}
+_DASH = "-"
+
+
+def gib(size_bytes: int) -> str:
+    """Memory in GiB with the digits that matter."""
+    value = size_bytes / GIB
+    return f"{value:.2f}" if value < 100 else f"{value:,.1f}"
+
+
+def _gb(size_bytes: int) -> str:
+    """A file's size as people compare them."""
+    value = size_bytes / 1e9
+    return f"{value:.3g} GB" if value >= 0.1 else f"{size_bytes / 1e6:.3g} MB"
+
+
+def _count(value: int | None) -> str:
+    return _DASH if value is None else f"{value:,}"
+
+
+def verdict_text(answer: Answer) -> str:
+    """The verdict in the few words a column has: `no: weights`."""
+    words = {Verdict.NO: "no", Verdict.TIGHT: "tight"}
+    if answer.verdict not in words or answer.breaks is None:
+        return str(answer.verdict)
+    return f"{words[answer.verdict]}: {_SHORT.get(answer.breaks, answer.breaks)}"
+
+
+def headline(report: Report) -> str:
+    """What was asked, on one line."""
+    asked = report.question
+    requests = f"{asked.requests} x {asked.context:,} tokens"
+    if report.survey:
+        return f"{report.subject.name}: the smallest GPU for {requests}"
+    many = f"{asked.count} x " if asked.count > 1 else ""
+    each = " each" if asked.count > 1 else ""
+    return (
+        f"{report.subject.name} on {many}{asked.gpu.name}"
+        f" ({gib(asked.gpu.usable_bytes)} GiB usable{each}, {asked.gpu.usable_basis}): {requests}"
+    )
+
+
+def print_report(report: Report, console: Console) -> None:
+    """The table, then what is recommended, its terms and its commands."""
+    console.print(Text(headline(report), style="bold"))
+    if report.survey:
+        console.print(_survey_table(report))
+    else:
+        console.print(_answers_table(report))
+    for answer in _detailed(report):
+        console.print(_details(answer))
+    if not report.survey:
+        lead = "recommended: " if report.recommended else ""
+        name = f"{report.recommended.candidate.name}, " if report.recommended else ""
+        console.print(Text(f"{lead}{name}{report.why}", style="bold"))
+        _print_commands(report.recommended, console)
+    _print_size_target(report, console)
+    for remark in report.remarks:
+        console.print(Text(f"note: {remark}", style="dim"))
+
+
+def _table(*columns: tuple[str, bool]) -> Table:
+    table = Table(box=box.SIMPLE_HEAD, pad_edge=False, padding=(0, 1, 0, 0))
+    for name, right in columns:
+        table.add_column(name, justify="right" if right else "left", no_wrap=True)
+    return table
+
+
+def _answers_table(report: Report) -> Table:
+    table = _table(
+        ("artifact", False),
+        ("GB", True),
+        ("GiB/GPU", True),
+        ("verdict", False),
+        ("context", True),
+        ("users", True),
+        ("GPUs", True),
+        ("tok/s", True),
+    )
+    engine = ""
+    for answer in report.answers:
+        if answer.engine != engine:
+            engine = answer.engine
+            table.add_section()
+            table.add_row(f"[bold]{engine}")
+        fullest, colour = answer.fullest, _COLOURS[answer.verdict]
+        table.add_row(
+            f"  {escape(answer.candidate.target)}{'*' if answer.candidate.notes else ''}",
+            f"{answer.candidate.size_bytes / 1e9:,.2f}{' ' if answer.candidate.exact else '~'}",
+            gib(fullest.value) if fullest else _DASH,
+            f"[{colour}]{verdict_text(answer)}",
+            _count(answer.largest_context),
+            _count(answer.largest_concurrency),
+            _count(answer.fewest_gpus),
+            f"{answer.speed.estimate:,.0f}" if answer.speed else _DASH,
+        )
+    table.caption = "; ".join(_captions(report))
+    table.caption_justify = "left"
+    return table
+
+
+def _captions(report: Report) -> list[str]:
+    """What the columns and marks mean, as far as they occur."""
+    asked = report.question
+    lines = [
+        f"context: most tokens for {asked.requests} request(s)",
+        f"users: most requests of {asked.context:,} tokens",
+        "GPUs: fewest that fit",
+    ]
+    if any(not answer.candidate.exact for answer in report.answers):
+        lines.append("~ without headers and vocabulary")
+    if any(answer.candidate.notes for answer in report.answers):
+        lines.append("* needs an imatrix")
+    return lines
+
+
+def _survey_table(report: Report) -> Table:
+    table = _table(("artifact", False), ("engine", False), ("size", True), ("smallest GPU", False))
+    for row in report.survey:
+        many = f"{row.count} x " if row.count > 1 else ""
+        table.add_row(
+            escape(row.candidate.target),
+            row.candidate.engine,
+            _gb(row.candidate.size_bytes),
+            f"{many}{row.gpu.name}" if row.gpu else "none of up to 8, or not modelled",
+        )
+    return table
+
+
+def _detailed(report: Report) -> list[Answer]:
+    """Whose terms are shown: of a few answers all, of many the recommended one."""
+    if len(report.answers) <= 2:
+        return list(report.answers)
+    return [report.recommended] if report.recommended else list(report.answers[:1])
+
+
+def _details(answer: Answer) -> Group:
+    device = answer.fullest
+    title = Text(f"{answer.candidate.name} on {answer.engine} {answer.engine_version}", "bold")
+    if device is None:
+        return Group(title, Text(f"{answer.verdict}: {answer.breaks}", style="red"), Text())
+    table = Table(box=box.SIMPLE_HEAD, pad_edge=False, padding=(0, 1, 0, 0))
+    for name, right in (("one GPU", False), ("GiB", True), ("low", True), ("high", True)):
+        table.add_column(name, justify="right" if right else "left", no_wrap=True)
+    table.add_column("known", no_wrap=True)
+    table.add_column("source", overflow="fold")
+    for term in device.terms:
+        table.add_row(*_term_cells(term))
+    low, high = (sum(getattr(t, k) for t in device.terms) for k in ("low", "high"))
+    table.add_section()
+    table.add_row("sum", gib(device.value), gib(low), gib(high), "", "")
+    table.add_row("may use", gib(device.budget_bytes), "", "", "", "")
+    lines = [title, table]
+    if answer.host:
+        total = sum(term.value or 0 for term in answer.host)
+        parts = ", ".join(f"{t.name} {gib(t.value or 0)}" for t in answer.host)
+        lines.append(Text(f"in main memory {gib(total)} GiB: {parts}"))
+    if answer.arithmetic:
+        lines.append(Text(f"FP8 on this GPU: {answer.arithmetic}"))
+    if answer.speed:
+        lines.append(
+            Text(
+                f"one request decodes at about {answer.speed.estimate:,.0f} tokens/s:"
+                f" {answer.speed.efficiency:.0%} of the bandwidth bound {answer.speed.bound:,.0f}"
+                f" ({answer.speed.source})"
+            )
+        )
+    if answer.lever:
+        lines.append(Text(f"first lever: {answer.lever}", style="yellow"))
+    return Group(*lines, Text())
+
+
+def _term_cells(term: Term) -> tuple[str, ...]:
+    if term.value is None:
+        return term.name, _DASH, _DASH, _DASH, term.confidence, escape(term.source)
+    sizes = (gib(size) for size in (term.value, term.low, term.high))
+    return (term.name, *sizes, term.confidence, escape(term.source))
+
+
+def _print_commands(answer: Answer | None, console: Console) -> None:
+    for command in (answer.make, answer.command) if answer else ():
+        if command:
+            console.print(Text(f"  {command}", style="cyan"), soft_wrap=True)
+
+
+def _print_size_target(report: Report, console: Console) -> None:
+    target = report.size_target
+    if target is None:
+        return
+    if target.mixture and target.mixture_bytes:
+        largest = f"{target.mixture} ({target.mixture_bytes:,} bytes)"
+    else:
+        largest = "none of the published mixtures fits"
+    console.print(Text(f"\nlargest mixture that fits: {largest}", style="bold"))
+    if target.command:
+        console.print(Text(f"a mixture of your own may take {target.fit_bytes:,} bytes:"))
+        console.print(Text(f"  {target.command}", style="cyan"), soft_wrap=True)
+
+
+def print_comparison(comparison: Comparison, console: Console) -> None:
+    """Predicted and measured side by side."""
+    console.print(Text(f"{comparison.candidate.name} on {comparison.engine}", style="bold"))
+    table = _table(("term", False), ("predicted", True), ("log", True), ("error", True))
+    table.add_column("", overflow="fold")
+    for term in comparison.terms:
+        sizes = [term.predicted, term.measured]
+        counted = term.name in ("KV tokens", "KV blocks")
+        shown = [
+            _DASH if s is None else f"{s:,}" if counted else f"{s / (1 << 20):,.2f} MiB"
+            for s in sizes
+        ]
+        error = _DASH if term.error is None else f"{term.error:+.2%}"
+        table.add_row(escape(term.name), *shown, error, escape(term.why))
+    console.print(table)
+
+
+def markdown(report: Report) -> str:
+    """The table as a model card holds it, with the commands of the recommended artifact."""
+    lines = [f"### {headline(report)}", ""]
+    if report.survey:
+        lines += ["| artifact | engine | size | smallest GPU |", "| --- | --- | ---: | --- |"]
+        for row in report.survey:
+            many = f"{row.count} x " if row.count > 1 else ""
+            gpu = f"{many}{row.gpu.name}" if row.gpu else "-"
+            size = _gb(row.candidate.size_bytes)
+            lines.append(f"| {row.candidate.target} | {row.candidate.engine} | {size} | {gpu} |")
+        return "\n".join(lines) + "\n"
+    lines += [
+        "| artifact | engine | size | GiB per GPU | verdict | largest context | users | GPUs |",
+        "| --- | --- | ---: | ---: | --- | ---: | ---: | ---: |",
+    ]
+    for answer in report.answers:
+        fullest = answer.fullest
+        cells = (
+            answer.candidate.target,
+            answer.engine,
+            _gb(answer.candidate.size_bytes),
+            gib(fullest.value) if fullest else _DASH,
+            verdict_text(answer),
+            _count(answer.largest_context),
+            _count(answer.largest_concurrency),
+            _count(answer.fewest_gpus),
+        )
+        lines.append(f"| {' | '.join(cells)} |")
+    lines += ["", f"{report.why[0].upper()}{report.why[1:]}."]
+    best = report.recommended
+    if best is not None:
+        commands = [command for command in (best.make, best.command) if command]
+        lines += ["", "```sh", *commands, "```"]
+    return "\n".join(lines) + "\n"
