@@ -17,6 +17,7 @@ from quantize.fit.memory import DeviceMemory, Term, Verdict
 class Question:
     """`count` devices like `gpu`, `concurrency` requests of `context` tokens each.
 
+    `limit_bytes` is what may be used of each device, where that is less than all of it.
     `concurrency` None means one request, with vLLM's own limits on batches left as they are;
     `kv_type` None means what the artifact says, else 16 bits.
     """
@@ -26,6 +27,12 @@ class Question:
     context: int
     concurrency: int | None
     kv_type: str | None = None
+    limit_bytes: int | None = None
+
+    @property
+    def usable_bytes(self) -> int:
+        """Bytes of one device that may be used."""
+        return min(self.gpu.usable_bytes, self.limit_bytes or self.gpu.usable_bytes)
 
     @property
     def requests(self) -> int:

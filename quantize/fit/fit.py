@@ -82,7 +82,7 @@ def fit(
         raise InputError(f"--engine {engine!r} is not known; one of {', '.join(ENGINES)}")
     if concurrency is not None and not 1 <= concurrency <= 1 << 20:
         raise InputError(f"--concurrency {concurrency}: expected a number of requests, 1 or more")
-    device, count, remarks = _device(gpu, gpu_memory, max_memory)
+    device, count, limit, remarks = _device(gpu, gpu_memory, max_memory)
     asked = None if context is None else parse_context(context)
     subject = read_subject(model, targets)
     question = Question(
@@ -91,6 +91,7 @@ def fit(
         context=_context(subject, asked),
         concurrency=concurrency,
         kv_type=kv_type,
+        limit_bytes=limit,
     )
     remarks += subject.notes
     if device is None:
@@ -129,26 +130,29 @@ def _context(subject: Subject, asked: int | None) -> int:
 
 def _device(
     gpu: str | None, gpu_memory: str | None, max_memory: str | None
-) -> tuple[Gpu | None, int, tuple[str, ...]]:
-    """The device, how many, and what to say about it."""
-    found: Gpu | None = None
-    count, remark = 1, ""
-    if gpu is not None:
-        found, count, remark = find_gpu(gpu)
-    for option, text in (("--gpu-mem", gpu_memory), ("--max-memory", max_memory)):
-        if text is None:
-            continue
-        size = parse_size(text)
-        if not 1 << 26 <= size <= 1 << 50:
-            raise InputError(f"{option} {text}: expected the memory of a device, 64 MiB or more")
-        if found is None:
-            found = gpu_of_size(size, option)
-        elif option == "--gpu-mem":
-            found = replace(found, usable_bytes=size, usable_basis="given by --gpu-mem")
-        else:
-            usable = min(size, found.usable_bytes)
-            found = replace(found, usable_bytes=usable, usable_basis="limited by --max-memory")
-    return found, count, (remark,) if remark else ()
+) -> tuple[Gpu | None, int, int | None, tuple[str, ...]]:
+    """The device, how many, what may be used of each, and what to say about it."""
+    sizes = {
+        option: _size(option, text)
+        for option, text in (("--gpu-mem", gpu_memory), ("--max-memory", max_memory))
+        if text is not None
+    }
+    given, limit = sizes.get("--gpu-mem"), sizes.get("--max-memory")
+    if gpu is None:
+        option = "--gpu-mem" if given else "--max-memory"
+        size = given or limit
+        return gpu_of_size(size, option) if size else None, 1, limit, ()
+    found, count, remark = find_gpu(gpu)
+    if given:
+        found = replace(found, usable_bytes=given, usable_basis="given by --gpu-mem")
+    return found, count, limit, (remark,) if remark else ()
+
+
+def _size(option: str, text: str) -> int:
+    size = parse_size(text)
+    if not 1 << 26 <= size <= 1 << 50:
+        raise InputError(f"{option} {text}: expected the memory of a device, 64 MiB or more")
+    return size
 
 
 def _wanted(subject: Subject, engine: str) -> list[Candidate]:

@@ -28,6 +28,7 @@ def report_json(report: Report) -> dict[str, Any]:
         "unmodelled": report.subject.unmodelled,
         "gpu": None if report.survey else asdict(asked.gpu),
         "gpus": asked.count,
+        "usable_bytes": None if report.survey else asked.usable_bytes,
         "context": asked.context,
         "concurrency": asked.requests,
         "answers": [_answer(answer) for answer in report.answers],

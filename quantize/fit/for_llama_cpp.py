@@ -30,7 +30,7 @@ Measure = Callable[[llama_cpp.Settings], Measured]
 def answer(candidate: Candidate, subject: Subject, question: Question) -> Answer:
     """Plan `candidate` on llama.cpp."""
     build = llama_cpp.builds()[-1]
-    measure = _measure(candidate, subject, question.gpu, build)
+    measure = _measure(candidate, subject, question.usable_bytes, build)
     settings = settings_for(subject, question)
     devices, host = measure(settings)
     verdict, breaks = judge(devices)
@@ -73,19 +73,17 @@ def settings_for(subject: Subject, question: Question) -> llama_cpp.Settings:
 def fitting_file_bytes(candidate: Candidate, subject: Subject, question: Question) -> int:
     """Bytes that a file like `candidate`, in place of it, may take on these devices.
 
-    What lies in main memory or in the header counts towards the file and not towards the device.
+    Every device's share grows by the same factor; what lies in main memory or in the header counts
+    towards the file and not towards a device.
     """
     build = llama_cpp.builds()[-1]
-    devices, _ = _measure(candidate, subject, question.gpu, build)(settings_for(subject, question))
-    room = 0
-    for device in devices:
-        weights = device.term(llama_cpp.WEIGHTS)
-        others = sum(term.high for term in device.terms if term is not weights)
-        room += device.budget_bytes - others
-    tied = subject.spec.tie_word_embeddings
-    embedding = next(t for t in candidate.tensors if t.name == "token_embd.weight")
-    beside = candidate.size_bytes - candidate.weight_bytes
-    return max(0, room + beside + (0 if tied else embedding.size_bytes))
+    measure = _measure(candidate, subject, question.usable_bytes, build)
+    factor, held = float("inf"), 0
+    for device in measure(settings_for(subject, question))[0]:
+        weights = device.term(llama_cpp.WEIGHTS).value or 0
+        room = device.budget_bytes - sum(term.high for term in device.terms) + weights
+        factor, held = min(factor, room / weights), held + weights
+    return max(0, int(factor * held) + candidate.size_bytes - held)
 
 
 def smallest(
@@ -93,7 +91,7 @@ def smallest(
 ) -> Gpu | None:
     """The first of `devices`, smallest first, of which `count` hold the candidate."""
     settings = replace(settings_for(subject, question), split=(1.0,) * count)
-    needed, _ = _measure(candidate, subject, devices[-1], llama_cpp.builds()[-1])(settings)
+    needed, _ = _measure(candidate, subject, 0, llama_cpp.builds()[-1])(settings)
     for gpu in devices:
         given = [replace(device, budget_bytes=gpu.usable_bytes) for device in needed]
         if judge(given)[0] is Verdict.FITS:
@@ -101,14 +99,16 @@ def smallest(
     return None
 
 
-def _measure(candidate: Candidate, subject: Subject, gpu: Gpu, build: llama_cpp.Build) -> Measure:
+def _measure(
+    candidate: Candidate, subject: Subject, usable_bytes: int, build: llama_cpp.Build
+) -> Measure:
     """Memory by settings; the tensors are summed by layer once."""
     sections = llama_cpp.sections_of(candidate, subject.spec)
 
     def measure(settings: llama_cpp.Settings) -> Measured:
         weights = llama_cpp.place_weights(sections, settings.layers, settings.split)
         return llama_cpp.memory(
-            weights, subject.spec, settings, build, gpu.usable_bytes, subject.unmodelled
+            weights, subject.spec, settings, build, usable_bytes, subject.unmodelled
         )
 
     return measure

@@ -8,6 +8,7 @@ concurrency, number of GPUs) holds at the upper end of every band.
 
 from __future__ import annotations
 
+import math
 import shlex
 from collections.abc import Callable, Sequence
 from dataclasses import replace
@@ -63,12 +64,13 @@ def answer(candidate: Candidate, subject: Subject, question: Question) -> Answer
 def settings_for(subject: Subject, question: Question) -> vllm.Settings:
     """vLLM's own defaults on this device, with --max-num-seqs as large as what is asked."""
     sequences, batched = vllm.default_batch(question.gpu)
+    share = math.floor(100 * question.usable_bytes / question.gpu.usable_bytes) / 100
     return vllm.Settings(
         context=question.context,
         concurrency=question.requests,
         sequences=question.concurrency or sequences,
         batched_tokens=batched,
-        utilization=vllm.version_of(vllm.PLANNED_VERSION).utilization,
+        utilization=min(vllm.version_of(vllm.PLANNED_VERSION).utilization, share),
         kv_type=question.kv_type or subject.kv_scheme or "auto",
         ranks=question.count,
     )
@@ -167,7 +169,10 @@ def _lever(
     """The first single change after which it fits."""
     cuda = question.gpu.cuda
     fp8_kv = cuda is not None and cuda >= _NATIVE_FP8
-    for name, changed in vllm.with_levers(settings, question.requests, fp8_kv=fp8_kv):
+    levers = vllm.with_levers(
+        settings, question.requests, fp8_kv=fp8_kv, whole=question.limit_bytes is None
+    )
+    for name, changed in levers:
         if judge([measure(changed)])[0] is Verdict.FITS:
             return name
     if context:

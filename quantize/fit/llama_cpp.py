@@ -57,6 +57,7 @@ class Build:
     kv_projections: int
     host_inputs: int
     overhead_mib: tuple[int, int, int]
+    overhead_source: str
     source: str
     decode_efficiency: float
     decode_source: str
@@ -100,6 +101,7 @@ def builds() -> tuple[Build, ...]:
                 int(row["overhead_mib"]),
                 int(row["overhead_high_mib"]),
             ),
+            overhead_source=row["overhead_source"],
             source=row["source"],
             decode_efficiency=float(row["decode_efficiency"]),
             decode_source=row["decode_source"],
@@ -265,7 +267,7 @@ def memory(
     for i, compute in enumerate(compute_bytes(spec, settings, build)):
         terms = (
             Term.exact(WEIGHTS, weights.devices[i], "the plan, or the file's header"),
-            Term(OVERHEAD, middle, low, high, build.source, "low"),
+            Term(OVERHEAD, middle, low, high, build.overhead_source, "low"),
             Term.unknown(COMPUTE, unmodelled)
             if unmodelled
             else _compute_term(weights.largest, compute, partial),

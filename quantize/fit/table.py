@@ -66,9 +66,12 @@ def headline(report: Report) -> str:
         return f"{report.subject.name}: the smallest GPU for {requests}"
     many = f"{asked.count} x " if asked.count > 1 else ""
     each = " each" if asked.count > 1 else ""
+    basis = asked.gpu.usable_basis
+    if asked.usable_bytes < asked.gpu.usable_bytes:
+        basis = f"limited by --max-memory; {gib(asked.gpu.usable_bytes)} by {basis}"
     return (
         f"{report.subject.name} on {many}{asked.gpu.name}"
-        f" ({gib(asked.gpu.usable_bytes)} GiB usable{each}, {asked.gpu.usable_basis}): {requests}"
+        f" ({gib(asked.usable_bytes)} GiB usable{each}, {basis}): {requests}"
     )
 
 

@@ -242,9 +242,12 @@ def free_pages(device: DeviceMemory, page_bytes: int, *, safe: bool) -> int:
 
 
 def with_levers(
-    settings: Settings, concurrency: int, *, fp8_kv: bool
+    settings: Settings, concurrency: int, *, fp8_kv: bool, whole: bool
 ) -> list[tuple[str, Settings]]:
-    """Single changes that save memory, in the order in which to try them."""
+    """Single changes that save memory, in the order in which to try them.
+
+    `fp8_kv` says whether the device can, `whole` whether all of its memory may be used.
+    """
     sequences = max(concurrency, 64)
     levers = []
     if fp8_kv and settings.kv_type == "auto":
@@ -255,6 +258,6 @@ def with_levers(
     if settings.batched_tokens > 2048:
         changed = replace(settings, batched_tokens=2048)
         levers.append(("--max-num-batched-tokens 2048", changed))
-    if settings.utilization < 0.95:
+    if whole and settings.utilization < 0.95:
         levers.append(("--gpu-memory-utilization 0.95", replace(settings, utilization=0.95)))
     return levers
