@@ -230,7 +230,7 @@ def fit(
 ) -> None:
     """Say which artifact runs on a GPU, with what context, and the command to start it."""
     with _errors():
-        from quantize.fit import fit_json, table
+        from quantize.fit import card, fit_json, table
 
         if compare is not None:
             from quantize.fit.compare import compare as against
@@ -261,7 +261,7 @@ def fit(
         if as_json:
             _print_json(fit_json.report_json(report))
         elif as_markdown:
-            typer.echo(table.markdown(report), nl=False)
+            typer.echo(card.markdown(report), nl=False)
         else:
             table.print_report(report, _console())
 

@@ -20,6 +20,7 @@ import mmap
 import struct
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from functools import lru_cache
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -155,6 +156,12 @@ def _string(text: str) -> bytes:
     return struct.pack("<Q", len(encoded)) + encoded
 
 
+@lru_cache(maxsize=4)
+def _strings(texts: tuple[str, ...]) -> bytes:
+    """Texts one after the other; kept, because one vocabulary goes into many headers."""
+    return b"".join(map(_string, texts))
+
+
 def _encode_value(field: Field) -> bytes:
     if field.kind == "str":
         return struct.pack("<I", _STRING) + _string(field.value)
@@ -165,7 +172,7 @@ def _encode_value(field: Field) -> bytes:
     number = _STRING if kind == "str" else _SCALARS[kind][0]
     head = struct.pack("<IIQ", _ARRAY, number, len(field.value))
     if kind == "str":
-        return head + b"".join(_string(value) for value in field.value)
+        return head + _strings(tuple(field.value))
     return head + struct.pack(f"<{len(field.value)}{_SCALARS[kind][1][1]}", *field.value)
 
 

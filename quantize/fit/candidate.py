@@ -1,5 +1,7 @@
 """An artifact that exists or could be made, as far as memory is concerned: names, types, sizes.
 
+A `Subject` is a model with all of them.
+
 In: a planned artifact (from the plan pass, so to the byte), a GGUF header, or safetensors headers.
 Out: a `Candidate`, whose tensors keep the names of their container, since the engines place memory
 by name. Which engine loads it follows from the container: GGUF is llama.cpp's, safetensors vLLM's.
@@ -13,6 +15,7 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 
 from convert.gguf import GGUFFile
+from convert.model_spec import ModelSpec
 from convert.plan import PlannedArtifact
 from convert.tensor import TensorInfo
 
@@ -67,6 +70,20 @@ class Candidate:
         """Whether its matrices are stored as 8-bit floats."""
         weights = (tensor for tensor in self.tensors if tensor.name.endswith(".weight"))
         return any(tensor.dtype == "F8_E4M3" for tensor in weights)
+
+
+@dataclass(frozen=True, slots=True)
+class Subject:
+    """`unmodelled` says why attention has no formula; `window` is that of sliding attention."""
+
+    name: str
+    reference: str
+    spec: ModelSpec
+    candidates: tuple[Candidate, ...]
+    unmodelled: str | None = None
+    window: int | None = None
+    kv_scheme: str | None = None
+    notes: tuple[str, ...] = ()
 
 
 def from_plan(planned: PlannedArtifact, *, exact: bool, notes: tuple[str, ...] = ()) -> Candidate:

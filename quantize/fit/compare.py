@@ -13,11 +13,13 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 from convert.errors import InputError
-from quantize.fit import llama_cpp, vllm
-from quantize.fit.candidate import Candidate
+from quantize.fit import llama_cpp, llama_cpp_weights, vllm
+from quantize.fit.candidate import Candidate, Subject
 from quantize.fit.gpu import Gpu, find_gpu, gpu_of_size
+from quantize.fit.memory import DeviceMemory
 from quantize.fit.start_log import Measured, StartLog, read_start_log
-from quantize.fit.subject import Subject, read_subject
+from quantize.fit.subject import read_subject
+from quantize.fit.vllm_version import PLANNED_VERSION, version_of
 from quantize.fit.vllm_weights import weights_per_rank
 
 
@@ -80,7 +82,7 @@ def _compare_vllm(
     candidate = _nearest(candidates, weight, log.size("weights"))
     total = log.size("device")
     device = gpu_of_size(total, "the log") if total else gpu
-    version = vllm.version_of(stated.get("version", vllm.PLANNED_VERSION))
+    version = version_of(stated.get("version", PLANNED_VERSION))
     sequences, batched = vllm.default_batch(device) if device else (0, 0)
     settings = vllm.Settings(
         context=int(stated.get("context", spec.max_position_embeddings)),
@@ -116,7 +118,7 @@ _NO_GPU = gpu_of_size(1, "nothing")
 
 
 def _vllm_term(
-    measured: Measured, plan: vllm.DeviceMemory, free_bytes: int | None, gpu: Gpu | None
+    measured: Measured, plan: DeviceMemory, free_bytes: int | None, gpu: Gpu | None
 ) -> Compared:
     if measured.term == vllm.KV:
         why = "" if free_bytes is not None else "pass --gpu, or not modelled"
@@ -153,8 +155,8 @@ def _compare_llama(
         copies=1 if any(name.startswith("RPC") for name in names) else 4,
     )
     build = llama_cpp.builds()[0 if log.is_old else -1]
-    weights = llama_cpp.place_weights(
-        llama_cpp.sections_of(candidate, spec), settings.layers, settings.split
+    weights = llama_cpp_weights.place_weights(
+        llama_cpp_weights.sections_of(candidate, spec), settings.layers, settings.split
     )
     devices, host = llama_cpp.memory(weights, spec, settings, build, 1 << 60, subject.unmodelled)
     if not names:

@@ -4,10 +4,7 @@ In: a model (anything `subject.py` reads), a GPU or a size, a context, a number 
 `Report` with an `Answer` for every artifact on its engine, a recommendation, and, where memory was
 asked for backwards, the largest mixture that fits and the byte budget for one of its own.
 
-The recommendation follows a rule, not a taste. vLLM first, if any 8- or 16-bit folder fits there:
-8 bits where the GPU computes in FP8 or 16 bits do not fit, else 16. Otherwise the GGUF with the
-most bits that fits, Q8_0 at the most. Four-bit folders come last. Nothing is run, loaded or
-downloaded.
+Nothing is run, loaded or downloaded.
 """
 
 from __future__ import annotations
@@ -20,16 +17,15 @@ from convert.errors import InputError
 from convert.size import parse_size
 from quantize.fit import for_llama_cpp, for_vllm
 from quantize.fit.answer import Answer, Question
-from quantize.fit.candidate import Candidate
+from quantize.fit.candidate import Candidate, Subject
 from quantize.fit.gpu import Gpu, find_gpu, gpu_of_size, gpus
 from quantize.fit.memory import Verdict
-from quantize.fit.subject import Subject, read_subject
+from quantize.fit.recommend import recommend
+from quantize.fit.subject import read_subject
 
 DEFAULT_CONTEXT = 8192
 ENGINES = ("vllm", "llama.cpp", "both")
 _CONTEXT = re.compile(r"(\d+)([kKmM]?)")
-_NOT_RECOMMENDED = ("F32", "TQ1_0", "TQ2_0", "MXFP4_MOE", "BF16", "F16")
-"""GGUF targets for models trained for them, or with more bits than anything is lost without."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -93,7 +89,7 @@ def fit(
         kv_type=kv_type,
         limit_bytes=limit,
     )
-    remarks += subject.notes
+    remarks += (*subject.notes, *_replication(subject, question, engine))
     if device is None:
         return _survey(subject, question, engine, remarks)
     answers = _answers(subject, question, engine)
@@ -114,6 +110,16 @@ def parse_context(text: str) -> int:
     if not 0 < value < 1 << 31:
         raise InputError(f"--context {text!r} is not a number of tokens; write 8192 or 32k")
     return value
+
+
+def _replication(subject: Subject, question: Question, engine: str) -> tuple[str, ...]:
+    heads = subject.spec.num_key_value_heads
+    if engine == "llama.cpp" or question.count <= heads:
+        return ()
+    return (
+        f"{question.count} vLLM ranks for {heads} KV heads: heads are replicated, and the KV cache"
+        f" of a GPU is no smaller than with {heads} ranks",
+    )
 
 
 def _context(subject: Subject, asked: int | None) -> int:
@@ -178,46 +184,6 @@ def _check_ranks(answers: Iterable[Answer], engine: str) -> None:
         usable = [a.fewest_gpus for a in listed if a.fewest_gpus]
         hint = f"; {min(usable)} would do" if usable else ""
         raise InputError(f"{reasons[0]}{hint}")
-
-
-def recommend(answers: Sequence[Answer]) -> tuple[Answer | None, str]:
-    """The answer to take, and the reason in one sentence."""
-    fitting = [answer for answer in answers if answer.verdict is Verdict.FITS]
-    folders = [answer for answer in fitting if answer.engine == "vllm"]
-    eight = [answer for answer in folders if answer.candidate.is_eight_bit]
-    whole = [a for a in folders if a.candidate.target in ("BF16", "F16")]
-    files = [
-        answer
-        for answer in fitting
-        if answer.engine == "llama.cpp" and answer.candidate.target not in _NOT_RECOMMENDED
-    ]
-    native = [answer for answer in eight if answer.arithmetic == "W8A8"]
-    if native:
-        return native[0], "8 bits that this GPU computes in: half the memory, twice the KV cache"
-    if whole:
-        return whole[0], "16 bits fit, and this GPU gains no speed from FP8"
-    if eight:
-        return eight[0], "16 bits do not fit; FP8 as weights only keeps the most of them"
-    if files:
-        best = max(files, key=lambda answer: answer.candidate.size_bytes)
-        return best, "the most bits that fit, as a GGUF of up to Q8_0"
-    if folders:
-        return folders[0], "the only folder that fits"
-    if fitting:
-        return fitting[0], "the only artifact that fits"
-    return None, _nothing_fits(answers)
-
-
-def _nothing_fits(answers: Sequence[Answer]) -> str:
-    """What to change first, if one change is enough."""
-    for answer in sorted(answers, key=lambda a: (a.engine == "llama.cpp", a.candidate.size_bytes)):
-        if answer.lever:
-            return (
-                f"nothing fits as asked; first lever: {answer.candidate.name} with {answer.lever}"
-            )
-    if any(answer.verdict is Verdict.UNKNOWN for answer in answers):
-        return "not modelled: no verdict can be given for this model"
-    return "nothing fits, and no single change makes it fit"
 
 
 def _size_target(

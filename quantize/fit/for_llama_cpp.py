@@ -12,13 +12,12 @@ import shlex
 from collections.abc import Callable, Sequence
 from dataclasses import replace
 
-from quantize.fit import llama_cpp
+from quantize.fit import llama_cpp, llama_cpp_weights
 from quantize.fit.answer import Answer, Question, Speed
-from quantize.fit.candidate import Candidate
+from quantize.fit.candidate import Candidate, Subject
 from quantize.fit.for_vllm import make_command
 from quantize.fit.gpu import Gpu
 from quantize.fit.memory import DeviceMemory, Term, Verdict, judge
-from quantize.fit.subject import Subject
 
 MAX_DEVICES = 16
 MAX_SLOTS = 256
@@ -103,10 +102,10 @@ def _measure(
     candidate: Candidate, subject: Subject, usable_bytes: int, build: llama_cpp.Build
 ) -> Measure:
     """Memory by settings; the tensors are summed by layer once."""
-    sections = llama_cpp.sections_of(candidate, subject.spec)
+    sections = llama_cpp_weights.sections_of(candidate, subject.spec)
 
     def measure(settings: llama_cpp.Settings) -> Measured:
-        weights = llama_cpp.place_weights(sections, settings.layers, settings.split)
+        weights = llama_cpp_weights.place_weights(sections, settings.layers, settings.split)
         return llama_cpp.memory(
             weights, subject.spec, settings, build, usable_bytes, subject.unmodelled
         )

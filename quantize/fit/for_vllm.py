@@ -16,10 +16,10 @@ from functools import cache
 
 from quantize.fit import vllm
 from quantize.fit.answer import Answer, Question, Speed
-from quantize.fit.candidate import Candidate
+from quantize.fit.candidate import Candidate, Subject
 from quantize.fit.gpu import Gpu
 from quantize.fit.memory import DeviceMemory, Verdict, judge
-from quantize.fit.subject import Subject
+from quantize.fit.vllm_version import PLANNED_VERSION, Version, version_of
 from quantize.fit.vllm_weights import check_parallel, weights_per_rank
 
 MAX_RANKS = 16
@@ -28,11 +28,9 @@ _LEAST_CAPABILITY, _LEAST_FP8, _NATIVE_FP8, _LEAST_BF16 = 7.0, 7.5, 8.9, 8.0
 
 def answer(candidate: Candidate, subject: Subject, question: Question) -> Answer:
     """Plan `candidate` on vLLM."""
-    version = vllm.version_of(vllm.PLANNED_VERSION)
+    version = version_of(PLANNED_VERSION)
     arithmetic = _arithmetic(candidate, question.gpu)
-    blank = Answer(
-        candidate, "vllm", vllm.PLANNED_VERSION, Verdict.CANNOT, None, arithmetic=arithmetic
-    )
+    blank = Answer(candidate, "vllm", PLANNED_VERSION, Verdict.CANNOT, None, arithmetic=arithmetic)
     if (why := cannot_run(candidate, question.gpu)) is not None:
         return replace(blank, breaks=why)
     measure = _measure(candidate, subject, question.gpu, version)
@@ -70,7 +68,7 @@ def settings_for(subject: Subject, question: Question) -> vllm.Settings:
         concurrency=question.requests,
         sequences=question.concurrency or sequences,
         batched_tokens=batched,
-        utilization=min(vllm.version_of(vllm.PLANNED_VERSION).utilization, share),
+        utilization=min(version_of(PLANNED_VERSION).utilization, share),
         kv_type=question.kv_type or subject.kv_scheme or "auto",
         ranks=question.count,
     )
@@ -82,7 +80,7 @@ def smallest(
     """The first of `devices`, smallest first, of which `count` hold the candidate."""
     if check_parallel(subject.spec, candidate, count) is not None:
         return None
-    version = vllm.version_of(vllm.PLANNED_VERSION)
+    version = version_of(PLANNED_VERSION)
     weights = weights_per_rank(candidate, subject.spec, count)
     for gpu in devices:
         settings = settings_for(subject, replace(question, gpu=gpu, count=count))
@@ -114,7 +112,7 @@ def _arithmetic(candidate: Candidate, gpu: Gpu) -> str:
 
 
 def _measure(
-    candidate: Candidate, subject: Subject, gpu: Gpu, version: vllm.Version
+    candidate: Candidate, subject: Subject, gpu: Gpu, version: Version
 ) -> Callable[[vllm.Settings], DeviceMemory]:
     """Memory by settings; the weights of a number of ranks are summed once."""
     weights = cache(lambda ranks: weights_per_rank(candidate, subject.spec, ranks))
@@ -182,7 +180,7 @@ def _lever(
     return None
 
 
-def _speed(subject: Subject, device: DeviceMemory, gpu: Gpu, version: vllm.Version) -> Speed | None:
+def _speed(subject: Subject, device: DeviceMemory, gpu: Gpu, version: Version) -> Speed | None:
     """Every weight is read once for a token; of a mixture of experts only some, not modelled."""
     if gpu.bandwidth_gb_s is None or subject.spec.num_experts:
         return None

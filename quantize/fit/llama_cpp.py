@@ -1,8 +1,4 @@
-"""llama.cpp's memory on each device: weights by layer, KV cells, compute buffers.
-
-Weights. `token_embd` stays in main memory whatever is offloaded; layer i goes to the device whose
-share of the split covers i / active layers, and the head counts as one layer more. A model with
-tied embeddings keeps a second copy, as its head, on the last device.
+"""llama.cpp's memory on each device: weights (`llama_cpp_weights.py`), KV cells, compute buffers.
 
 KV cache. cells x (K width + V width) x bytes of the cache type, in every layer; `-c` is the sum
 over all slots, and each slot's share is rounded up to 256 cells.
@@ -22,15 +18,13 @@ tests/quantize/fit. Sizes in bytes.
 from __future__ import annotations
 
 import csv
-import itertools
-from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cache
 from importlib.resources import files
 
 from convert.model_spec import ModelSpec
-from quantize.fit.candidate import Candidate
 from quantize.fit.gpu import MIB
+from quantize.fit.llama_cpp_weights import Weights, devices_of_layers
 from quantize.fit.memory import DeviceMemory, Term
 
 CELL_ALIGNMENT = 256
@@ -46,7 +40,6 @@ KV_BYTES = {
     "iq4_nl": 18 / 32,
 }
 KV, WEIGHTS, COMPUTE, OVERHEAD = "KV cache", "weights", "compute buffer", "engine overhead"
-_EMBEDDING, _HEAD = "token_embd.weight", "output.weight"
 
 
 @dataclass(frozen=True, slots=True)
@@ -121,72 +114,6 @@ def kv_bytes_per_layer(spec: ModelSpec, total_cells: int, kv_type: str) -> int |
         return None
     width = 2 * spec.num_key_value_heads * spec.head_dim
     return round(total_cells * width * KV_BYTES[kv_type])
-
-
-def devices_of_layers(layers: int, offloaded: int, split: Sequence[float]) -> list[int | None]:
-    """The device of every layer and, last, of the head; None means main memory."""
-    total = sum(split)
-    bounds = [share / total for share in itertools.accumulate(split)]
-    first, active = max(layers + 1 - offloaded, 0), min(offloaded, layers + 1)
-    placed: list[int | None] = []
-    for layer in range(layers + 1):
-        if layer < first:
-            placed.append(None)
-            continue
-        at = (layer - first) / active
-        device = next((i for i, bound in enumerate(bounds) if at < bound), len(split) - 1)
-        placed.append(device)
-    return placed
-
-
-@dataclass(frozen=True, slots=True)
-class Sections:
-    """A file's weight bytes by where they go together; `head` is the second copy if tied."""
-
-    embedding: int
-    layers: tuple[int, ...]
-    head: int
-    tied: bool
-    largest: int
-
-
-@dataclass(frozen=True, slots=True)
-class Weights:
-    """Weight bytes in main memory, on each device, and of the largest matrix."""
-
-    host: int
-    devices: tuple[int, ...]
-    largest: int
-
-
-def sections_of(candidate: Candidate, spec: ModelSpec) -> Sections:
-    """Sum a candidate's tensors by layer; what has no layer goes with the head."""
-    layers = [0] * spec.num_hidden_layers
-    embedding = head = 0
-    for tensor in candidate.tensors:
-        if tensor.name == _EMBEDDING:
-            embedding = tensor.size_bytes
-        elif tensor.layer is None:
-            head += tensor.size_bytes
-        else:
-            layers[tensor.layer] += tensor.size_bytes
-    tied = all(tensor.name != _HEAD for tensor in candidate.tensors)
-    largest = max((tensor.size_bytes for tensor in candidate.tensors), default=0)
-    return Sections(embedding, tuple(layers), head + (embedding if tied else 0), tied, largest)
-
-
-def place_weights(sections: Sections, layers: int, split: Sequence[float]) -> Weights:
-    """Where the weights go when `layers` (the head among them) are offloaded over `split`."""
-    placed = devices_of_layers(len(sections.layers), layers, split)
-    host, devices = sections.embedding, [0] * len(split)
-    for at, size in zip(placed, (*sections.layers, sections.head), strict=True):
-        if at is None:
-            host += size
-        else:
-            devices[at] += size
-    if sections.tied and placed[-1] is None:
-        host -= sections.embedding  # one copy serves both ends
-    return Weights(host, tuple(devices), sections.largest)
 
 
 def stage_bytes(spec: ModelSpec, settings: Settings, build: Build) -> int:

@@ -31,9 +31,12 @@ _DTYPES = {"bfloat16": "BF16", "float16": "F16", "float32": "F32"}
 
 
 def makeable(
-    model: Model, targets: Sequence[str] = ()
+    model: Model, targets: Sequence[str] = (), *, shards_known: bool = True
 ) -> tuple[tuple[Candidate, ...], tuple[str, ...]]:
-    """Every target (or those named) as a candidate, and a line for each that cannot be planned."""
+    """Every target (or those named) as a candidate, and a line for each that cannot be planned.
+
+    `shards_known` says whether the shards are the checkpoint's: a folder has as many headers.
+    """
     plain = planners(Options())
     if unknown := [target for target in targets if target not in plain]:
         raise InputError(f"unknown target {unknown[0]!r}; --to takes {', '.join(plain)}")
@@ -42,7 +45,8 @@ def makeable(
     found, left_out = [], []
     for target in targets or plain:
         try:
-            found.append(from_plan(plain[target](model, target), exact=exact))
+            planned = plain[target](model, target)
+            found.append(from_plan(planned, exact=shards_known if planned.is_folder else exact))
         except HermesQuantError as error:
             if "imatrix" not in str(error):
                 left_out.append(f"{target}: {error}")

@@ -13,41 +13,21 @@ sliding windows, hybrid attention, cache schemes other than FP8.
 from __future__ import annotations
 
 import json
-import re
-from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 from convert.checkpoint import Checkpoint
 from convert.errors import CheckpointError, InputError, UnsupportedError
-from convert.gguf import GGUFFile, read_gguf
 from convert.hub import Origin, is_on_disk, parse_hub_id
 from convert.model import recognise_model
-from convert.model_spec import ModelSpec, read_json_object, read_model_spec
+from convert.model_spec import read_json_object, read_model_spec
 from quantize.fit import remote
-from quantize.fit.candidate import Candidate, from_gguf, from_safetensors
-from quantize.fit.gguf_spec import gguf_spec, unmodelled_in_gguf
+from quantize.fit.candidate import Candidate, Subject, from_safetensors
+from quantize.fit.gguf_subject import Groups, gguf_subject, read_gguf_subject, stem_of
 from quantize.fit.makeable import headers_from_config, makeable
 
-_SPLIT = re.compile(r"(.+)-(\d{5})-of-(\d{5})\.gguf")
-Groups = dict[str, tuple[str, list[tuple[GGUFFile, int]]]]
-"""By name: where an engine finds it, and its parsed files with their sizes."""
 _FLOATS = {"bfloat16": "BF16", "float16": "F16", "float32": "F32"}
-
-
-@dataclass(frozen=True, slots=True)
-class Subject:
-    """`unmodelled` says why attention has no formula; `window` is that of sliding attention."""
-
-    name: str
-    reference: str
-    spec: ModelSpec
-    candidates: tuple[Candidate, ...]
-    unmodelled: str | None = None
-    window: int | None = None
-    kv_scheme: str | None = None
-    notes: tuple[str, ...] = ()
 
 
 def read_subject(reference: str, targets: Sequence[str] = ()) -> Subject:
@@ -58,7 +38,7 @@ def read_subject(reference: str, targets: Sequence[str] = ()) -> Subject:
     if path.is_dir():
         return _from_folder(path, reference, targets)
     if path.suffix == ".gguf":
-        return _from_gguf_files([path], reference)
+        return read_gguf_subject([path], reference)
     if path.suffix == ".json":
         return _from_json(path, reference, targets)
     raise InputError(
@@ -79,7 +59,7 @@ def _from_folder(path: Path, reference: str, targets: Sequence[str]) -> Subject:
     files = sorted(path.glob("*.gguf"))
     if not files:
         raise InputError(f"{path}: holds no config.json, no manifest.json and no .gguf file")
-    return _from_gguf_files(files, reference)
+    return read_gguf_subject(files, reference)
 
 
 def _from_json(path: Path, reference: str, targets: Sequence[str]) -> Subject:
@@ -128,7 +108,9 @@ def _from_config(path: Path, reference: str, targets: Sequence[str]) -> Subject:
     if path.name != "config.json":
         raise InputError(f"{path}: expected the name config.json")
     checkpoint = Checkpoint(path.parent, spec, ("model.safetensors",), tensors, {})
-    return _from_checkpoint(Origin(path.parent), checkpoint, reference, targets, None)
+    return _from_checkpoint(
+        Origin(path.parent), checkpoint, reference, targets, None, shards_known=False
+    )
 
 
 def _from_checkpoint(
@@ -137,13 +119,16 @@ def _from_checkpoint(
     reference: str,
     targets: Sequence[str],
     size_bytes: int | None,
+    *,
+    shards_known: bool = True,
 ) -> Subject:
     spec, config = checkpoint.spec, read_json_object(checkpoint.path / "config.json")
     fallback = origin.repo.rpartition("/")[2] if origin.repo else origin.folder.resolve().name
     unmodelled, window = _attention(config)
     stored: str = spec.quantization or _FLOATS.get(str(spec.dtype), "BF16")
     notes: tuple[str, ...] = ()
-    name, made = fallback, ()  # type: tuple[str, tuple[Candidate, ...]]
+    name = fallback
+    made: tuple[Candidate, ...] = ()
     if spec.quantization is None:
         try:
             model = recognise_model(origin, checkpoint)
@@ -151,7 +136,7 @@ def _from_checkpoint(
             unmodelled = str(error)
         else:
             name = model.name
-            made, notes = makeable(model, targets)
+            made, notes = makeable(model, targets, shards_known=shards_known)
     place = str(origin.folder) if reference.endswith("config.json") else reference
     source = from_safetensors(
         name, _stored_target(config, stored), checkpoint.tensors.values(), size_bytes, place
@@ -197,51 +182,6 @@ def _kv_scheme(config: dict[str, Any]) -> str | None:
     return json.dumps(scheme, sort_keys=True)
 
 
-def _from_gguf_files(paths: Sequence[Path], reference: str) -> Subject:
-    groups: Groups = {}
-    for path in dict.fromkeys(part for given in paths for part in _parts(given)):
-        _, files = groups.setdefault(_stem(path.name), (str(path), []))
-        files.append((read_gguf(path), path.stat().st_size))
-    return _from_headers(groups, reference)
-
-
-def _stem(file: str) -> str:
-    """A file's name without its number among the parts."""
-    match = _SPLIT.fullmatch(file)
-    return match[1] if match else file.removesuffix(".gguf")
-
-
-def _parts(path: Path) -> Iterator[Path]:
-    """Every part of a file that was split, from the name of any."""
-    match = _SPLIT.fullmatch(path.name)
-    if match is None:
-        yield path
-        return
-    for i in range(1, int(match[3]) + 1):
-        part = path.with_name(f"{match[1]}-{i:05d}-of-{match[3]}.gguf")
-        if not part.is_file():
-            raise CheckpointError(f"{part}: missing; {path.name} is one of {int(match[3])} parts")
-        yield part
-
-
-def _from_headers(groups: Groups, reference: str) -> Subject:
-    candidates, first = [], None
-    for stem, (place, files) in groups.items():
-        fields = {key: value for file, _ in files for key, value in file.fields.items()}
-        tensors = [tensor for file, _ in files for tensor in file.tensors.values()]
-        spec = gguf_spec(fields, tensors, files[0][0].path)
-        if first is None:
-            first = (stem, spec, unmodelled_in_gguf(fields))
-        target = max(
-            {t.ggml_type for t in tensors},
-            key=lambda kind: sum(t.size_bytes for t in tensors if t.ggml_type == kind),
-        )
-        candidates.append(from_gguf(stem, target, files, place))
-    assert first is not None
-    name, spec, unmodelled = first
-    return Subject(name, reference, spec, tuple(candidates), unmodelled)
-
-
 def _from_hub(reference: str, targets: Sequence[str]) -> Subject:
     listing = remote.list_repository(*parse_hub_id(reference))
     weights = [f for f in listing.named(".safetensors") if "/" not in f]
@@ -254,6 +194,6 @@ def _from_hub(reference: str, targets: Sequence[str]) -> Subject:
     groups: Groups = {}
     for file in files:
         place = f"hf:{listing.repo}/{file}"
-        _, parts = groups.setdefault(_stem(file.rpartition("/")[2]), (place, []))
+        _, parts = groups.setdefault(stem_of(file.rpartition("/")[2]), (place, []))
         parts.append(remote.read_remote_gguf(listing, file))
-    return _from_headers(groups, reference)
+    return gguf_subject(groups, reference)

@@ -1,8 +1,8 @@
-"""A fit report for people: a table for the terminal, and one for a model card.
+"""A fit report for people, in the terminal.
 
-In: a `Report` or a `Comparison`. Out: rich renderables that stay legible at 80 columns, or
-markdown. Sizes of files are in decimal units, as downloads are; memory is in GiB, as devices are. A
-figure that cannot be said is a dash, never a guess.
+In: a `Report` or a `Comparison`. Out: rich renderables that stay legible at 80 columns. Sizes of
+files are in decimal units, as downloads are; memory is in GiB, as devices are. A figure that cannot
+be said is a dash, never a guess.
 """
 
 from __future__ import annotations
@@ -31,7 +31,7 @@ _SHORT = {
     "compute buffer": "compute",
     "engine overhead": "overhead",
 }
-_DASH = "-"
+DASH = "-"
 
 
 def gib(size_bytes: int) -> str:
@@ -40,14 +40,15 @@ def gib(size_bytes: int) -> str:
     return f"{value:.2f}" if value < 100 else f"{value:,.1f}"
 
 
-def _gb(size_bytes: int) -> str:
+def gb(size_bytes: int) -> str:
     """A file's size as people compare them."""
     value = size_bytes / 1e9
     return f"{value:.3g} GB" if value >= 0.1 else f"{size_bytes / 1e6:.3g} MB"
 
 
-def _count(value: int | None) -> str:
-    return _DASH if value is None else f"{value:,}"
+def count(value: int | None) -> str:
+    """A number, or a dash."""
+    return DASH if value is None else f"{value:,}"
 
 
 def verdict_text(answer: Answer) -> str:
@@ -90,6 +91,8 @@ def print_report(report: Report, console: Console) -> None:
         console.print(Text(f"{lead}{name}{report.why}", style="bold"))
         _print_commands(report.recommended, console)
     _print_size_target(report, console)
+    if report.question.gpu.vendor:
+        console.print(Text(f"device data: {report.question.gpu.source}", style="dim"))
     for remark in report.remarks:
         console.print(Text(f"note: {remark}", style="dim"))
 
@@ -122,12 +125,12 @@ def _answers_table(report: Report) -> Table:
         table.add_row(
             f"  {escape(answer.candidate.target)}{'*' if answer.candidate.notes else ''}",
             f"{answer.candidate.size_bytes / 1e9:,.2f}{' ' if answer.candidate.exact else '~'}",
-            gib(fullest.value) if fullest else _DASH,
+            gib(fullest.value) if fullest else DASH,
             f"[{colour}]{verdict_text(answer)}",
-            _count(answer.largest_context),
-            _count(answer.largest_concurrency),
-            _count(answer.fewest_gpus),
-            f"{answer.speed.estimate:,.0f}" if answer.speed else _DASH,
+            count(answer.largest_context),
+            count(answer.largest_concurrency),
+            count(answer.fewest_gpus),
+            f"{answer.speed.estimate:,.0f}" if answer.speed else DASH,
         )
     table.caption = "; ".join(_captions(report))
     table.caption_justify = "left"
@@ -156,7 +159,7 @@ def _survey_table(report: Report) -> Table:
         table.add_row(
             escape(row.candidate.target),
             row.candidate.engine,
-            _gb(row.candidate.size_bytes),
+            gb(row.candidate.size_bytes),
             f"{many}{row.gpu.name}" if row.gpu else "none of up to 8, or not modelled",
         )
     return table
@@ -185,7 +188,7 @@ def _details(answer: Answer) -> Group:
     table.add_section()
     table.add_row("sum", gib(device.value), gib(low), gib(high), "", "")
     table.add_row("may use", gib(device.budget_bytes), "", "", "", "")
-    lines = [title, table]
+    lines: list[Text | Table] = [title, table]
     if answer.host:
         total = sum(term.value or 0 for term in answer.host)
         parts = ", ".join(f"{t.name} {gib(t.value or 0)}" for t in answer.host)
@@ -207,7 +210,7 @@ def _details(answer: Answer) -> Group:
 
 def _term_cells(term: Term) -> tuple[str, ...]:
     if term.value is None:
-        return term.name, _DASH, _DASH, _DASH, term.confidence, escape(term.source)
+        return term.name, DASH, DASH, DASH, term.confidence, escape(term.source)
     sizes = (gib(size) for size in (term.value, term.low, term.high))
     return (term.name, *sizes, term.confidence, escape(term.source))
 
@@ -241,45 +244,9 @@ def print_comparison(comparison: Comparison, console: Console) -> None:
         sizes = [term.predicted, term.measured]
         counted = term.name in ("KV tokens", "KV blocks")
         shown = [
-            _DASH if s is None else f"{s:,}" if counted else f"{s / (1 << 20):,.2f} MiB"
+            DASH if s is None else f"{s:,}" if counted else f"{s / (1 << 20):,.2f} MiB"
             for s in sizes
         ]
-        error = _DASH if term.error is None else f"{term.error:+.2%}"
+        error = DASH if term.error is None else f"{term.error:+.2%}"
         table.add_row(escape(term.name), *shown, error, escape(term.why))
     console.print(table)
-
-
-def markdown(report: Report) -> str:
-    """The table as a model card holds it, with the commands of the recommended artifact."""
-    lines = [f"### {headline(report)}", ""]
-    if report.survey:
-        lines += ["| artifact | engine | size | smallest GPU |", "| --- | --- | ---: | --- |"]
-        for row in report.survey:
-            many = f"{row.count} x " if row.count > 1 else ""
-            gpu = f"{many}{row.gpu.name}" if row.gpu else "-"
-            size = _gb(row.candidate.size_bytes)
-            lines.append(f"| {row.candidate.target} | {row.candidate.engine} | {size} | {gpu} |")
-        return "\n".join(lines) + "\n"
-    lines += [
-        "| artifact | engine | size | GiB per GPU | verdict | largest context | users | GPUs |",
-        "| --- | --- | ---: | ---: | --- | ---: | ---: | ---: |",
-    ]
-    for answer in report.answers:
-        fullest = answer.fullest
-        cells = (
-            answer.candidate.target,
-            answer.engine,
-            _gb(answer.candidate.size_bytes),
-            gib(fullest.value) if fullest else _DASH,
-            verdict_text(answer),
-            _count(answer.largest_context),
-            _count(answer.largest_concurrency),
-            _count(answer.fewest_gpus),
-        )
-        lines.append(f"| {' | '.join(cells)} |")
-    lines += ["", f"{report.why[0].upper()}{report.why[1:]}."]
-    best = report.recommended
-    if best is not None:
-        commands = [command for command in (best.make, best.command) if command]
-        lines += ["", "```sh", *commands, "```"]
-    return "\n".join(lines) + "\n"

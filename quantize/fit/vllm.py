@@ -16,22 +16,18 @@ experts, get *not modelled*. Derivation and checks: `docs/fit.md`.
 
 from __future__ import annotations
 
-import csv
 import math
 from dataclasses import dataclass, replace
-from functools import cache
-from importlib.resources import files
 
-from convert.errors import InputError
 from convert.model_spec import ModelSpec
 from quantize.fit.gpu import MIB, Gpu
 from quantize.fit.memory import DeviceMemory, Term
+from quantize.fit.vllm_version import Version
 from quantize.fit.vllm_weights import dtype_bytes, padded_vocabulary
 
 GIB = 1 << 30
 PAGE_TOKENS = 16
 KV_BYTES = {"float32": 4.0, "bfloat16": 2.0, "float16": 2.0, "fp8": 1.0, "fp8_e4m3": 1.0}
-PLANNED_VERSION = "0.33"
 KV, WEIGHTS, ACTIVATION, GRAPHS, OUTSIDE = (
     "KV cache",
     "weights",
@@ -41,25 +37,6 @@ KV, WEIGHTS, ACTIVATION, GRAPHS, OUTSIDE = (
 )
 _GRAPH_GIB = (0.51, 1.02, 1.85)
 _GRAPHS_MEASURED = 51
-
-
-@dataclass(frozen=True, slots=True)
-class Version:
-    """A row of vllm_versions.csv: coefficients and where they were measured."""
-
-    since: str
-    counts_graphs: bool
-    utilization: float
-    sampler_bytes: float
-    forward_intermediate: float
-    forward_hidden: float
-    outside_mib: tuple[int, int, int]
-    parallel_mib: tuple[int, int, int]
-    activation_band: float
-    confidence: str
-    source: str
-    decode_efficiency: float
-    decode_source: str
 
 
 @dataclass(frozen=True, slots=True)
@@ -78,48 +55,6 @@ class Settings:
     ranks: int = 1
     stages: int = 1
     eager: bool = False
-
-
-@cache
-def versions() -> tuple[Version, ...]:
-    """Every row of vllm_versions.csv, oldest first."""
-    text = (files("quantize.fit") / "vllm_versions.csv").read_text(encoding="utf-8")
-
-    def band(row: dict[str, str], name: str) -> tuple[int, int, int]:
-        return int(row[f"{name}_low_mib"]), int(row[f"{name}_mib"]), int(row[f"{name}_high_mib"])
-
-    return tuple(
-        Version(
-            since=row["since"],
-            counts_graphs=row["counts_graphs"] == "yes",
-            utilization=float(row["utilization"]),
-            sampler_bytes=float(row["sampler_bytes"]),
-            forward_intermediate=float(row["forward_intermediate"]),
-            forward_hidden=float(row["forward_hidden"]),
-            outside_mib=band(row, "non_torch"),
-            parallel_mib=band(row, "parallel"),
-            activation_band=float(row["activation_band"]),
-            confidence=row["confidence"],
-            source=row["source"],
-            decode_efficiency=float(row["decode_efficiency"]),
-            decode_source=row["decode_source"],
-        )
-        for row in csv.DictReader(text.splitlines())
-    )
-
-
-def version_of(text: str) -> Version:
-    """The row that covers a version such as `0.19.0`."""
-
-    def number(version: str) -> tuple[int, ...]:
-        return tuple(int(part) for part in version.split(".")[:2])
-
-    covering = [row for row in versions() if number(row.since) <= number(text)]
-    if not covering:
-        raise InputError(
-            f"vLLM {text} is older than the oldest coefficients ({versions()[0].since})"
-        )
-    return covering[-1]
 
 
 def default_batch(gpu: Gpu) -> tuple[int, int]:

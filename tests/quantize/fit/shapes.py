@@ -8,8 +8,8 @@ from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
 
-from quantize.fit.candidate import Candidate
-from quantize.fit.subject import Subject, read_subject
+from quantize.fit.candidate import Candidate, Subject
+from quantize.fit.subject import read_subject
 
 _LLAMA3_ROPE = {
     "rope_type": "llama3",

@@ -10,7 +10,7 @@ from importlib.resources import files
 import pytest
 
 from convert.model_spec import ModelSpec
-from quantize.fit import llama_cpp
+from quantize.fit import llama_cpp, llama_cpp_weights
 from quantize.fit.gpu import MIB
 from tests.quantize.fit.shapes import candidate, subject
 
@@ -115,11 +115,11 @@ def predict(row: dict[str, str], run: Run) -> float:
 
 def _weights(row: dict[str, str], run: Run, spec: ModelSpec) -> float:
     assert run.target is not None
-    sections = llama_cpp.sections_of(candidate(run.shape, run.target), spec)
+    sections = llama_cpp_weights.sections_of(candidate(run.shape, run.target), spec)
     cpu_only, total = row["parallel"].startswith("CPU"), row["item"] == "weights_total"
     split = (1.0,) if run.first_device_layers is None else (1.0, 1.0)
     layers = 0 if cpu_only else spec.num_hidden_layers + 1
-    placed = llama_cpp.place_weights(sections, layers, split)
+    placed = llama_cpp_weights.place_weights(sections, layers, split)
     if total:
         return (placed.host + sum(placed.devices)) / MIB
     if row["item"] == "weights_cpu":
@@ -170,7 +170,7 @@ def test_the_shares_of_four_devices_exist() -> None:
     """Consecutive runs of whole layers give the four weights that the 405B log states."""
     stated = [float(r["value_mib"]) for r in ROWS if "Tulu" in r["model"] and "_gpu" in r["item"]]
     spec = subject("Tulu 405B", "Q4_K_M").spec
-    sections = llama_cpp.sections_of(candidate("Tulu 405B", "Q4_K_M"), spec)
+    sections = llama_cpp_weights.sections_of(candidate("Tulu 405B", "Q4_K_M"), spec)
     units, start = (*sections.layers, sections.head), 0
     for value in (stated[3], stated[1], stated[2], stated[0]):  # the local device comes last
         sums = [sum(units[start:stop]) / MIB for stop in range(start, len(units) + 1)]

@@ -42,7 +42,7 @@ class Ranges(Handler):
             self.served[self.path.rpartition("/")[2]] += len(body)
         super().reply(code, body, **headers)
 
-    def do_GET(self) -> None:
+    def do_GET(self) -> None:  # noqa: N802
         path = self.path.partition("?")[0]
         if path == f"/api/models/{REPO}":
             body = json.dumps(self.hub.info(COMMIT)).encode()
@@ -56,7 +56,7 @@ class Ranges(Handler):
 
     do_HEAD = do_GET  # noqa: N815
 
-    def do_POST(self) -> None:
+    def do_POST(self) -> None:  # noqa: N802
         """Sizes of the paths that are asked for."""
         length = int(self.headers["Content-Length"])
         text = self.rfile.read(length).decode()

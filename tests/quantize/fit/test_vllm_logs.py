@@ -13,7 +13,8 @@ from convert.tensor import TensorInfo
 from quantize.fit import vllm
 from quantize.fit.candidate import Candidate, from_safetensors
 from quantize.fit.gpu import MIB, Gpu, gpu_of_size
-from quantize.fit.memory import Verdict, judge
+from quantize.fit.memory import DeviceMemory, Verdict, judge
+from quantize.fit.vllm_version import PLANNED_VERSION, version_of
 from quantize.fit.vllm_weights import weights_per_rank
 from tests.quantize.fit.shapes import candidate, subject
 
@@ -167,11 +168,11 @@ def settings(run: Run, context: int = 16) -> vllm.Settings:
     )
 
 
-def planned(run: Run, context: int = 16) -> tuple[vllm.DeviceMemory, int]:
+def planned(run: Run, context: int = 16) -> tuple[DeviceMemory, int]:
     """The terms of one rank, and the bytes of one KV page."""
     spec = subject(run.shape, "FP8_DYNAMIC", dtype=run.dtype).spec
     weights = weights_per_rank(stored(run), spec, run.ranks, run.stages)
-    version = vllm.version_of(run.version)
+    version = version_of(run.version)
     if run.outside_mib is not None:
         stated = round(run.outside_mib)
         version = replace(version, outside_mib=(stated, stated, stated))
@@ -268,7 +269,7 @@ def test_what_failed_in_a_log_is_never_said_to_fit(name: str) -> None:
 @pytest.mark.parametrize("name", FAILURES)
 def test_nor_by_today_s_coefficients(name: str) -> None:
     run, context = FAILURES[name]
-    today = replace(run, version=vllm.PLANNED_VERSION, eager=False)
+    today = replace(run, version=PLANNED_VERSION, eager=False)
     assert judge([planned(today, context)[0]])[0] is not Verdict.FITS
 
 
