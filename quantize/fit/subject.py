@@ -104,9 +104,9 @@ def _from_config(path: Path, reference: str, targets: Sequence[str]) -> Subject:
             f"{path}: describes a quantized model ({spec.quantization}), whose tensors only its"
             " headers name; give the folder or the hub id"
         )
-    tensors = headers_from_config(spec, read_json_object(path))
     if path.name != "config.json":
         raise InputError(f"{path}: expected the name config.json")
+    tensors = headers_from_config(spec, read_json_object(path))
     checkpoint = Checkpoint(path.parent, spec, ("model.safetensors",), tensors, {})
     return _from_checkpoint(
         Origin(path.parent), checkpoint, reference, targets, None, shards_known=False
@@ -143,7 +143,7 @@ def _from_checkpoint(
     )
     return Subject(
         name=name,
-        reference=reference,
+        reference=place,
         spec=spec,
         candidates=(source, *made),
         unmodelled=unmodelled,

@@ -118,7 +118,7 @@ def memory(
 
     `unmodelled` says why this model's attention has no formula, if it has none.
     """
-    source = "headers and rotary table; within 0.04 % of the logs"
+    source = "headers and rotary table; within 0.03 % of the logs"
     terms = [
         Term.within(WEIGHTS, weight_bytes, 0.001, source, "exact"),
         _outside(gpu, settings, version),

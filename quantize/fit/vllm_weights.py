@@ -7,7 +7,7 @@ more ranks than KV heads, K and V are replicated. Scales of 8-bit weights become
 are loaded. And every rank keeps the cosines and sines of all positions: max_position_embeddings x
 head_dim values, 32 MiB for 131,072 positions in 16 bits, which planners tend to leave out.
 
-Checked on the start-up logs in memory_logs.csv: within 0.04 % (`docs/fit.md`). Pipeline stages cut
+Checked on the start-up logs in memory_logs.csv: within 0.03 % (`docs/fit.md`). Pipeline stages cut
 the layers into equal runs; the embedding is on the first, the head on the last. Sizes in bytes.
 """
 
