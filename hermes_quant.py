@@ -234,12 +234,13 @@ def fit(
 
         if compare is not None:
             from quantize.fit.compare import compare as against
+            from quantize.fit.comparison_table import print_comparison
 
             comparison = against(model, compare, gpu=gpu)
             if as_json:
                 _print_json(fit_json.comparison_json(comparison))
             else:
-                table.print_comparison(comparison, _console())
+                print_comparison(comparison, _console())
             return
         from quantize.fit.fit import fit as verb
 

@@ -8,7 +8,7 @@ prediction where an input is neither stated nor given; nothing is filled in to m
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -19,7 +19,7 @@ from quantize.fit.gpu import Gpu, find_gpu, gpu_of_size
 from quantize.fit.memory import DeviceMemory
 from quantize.fit.start_log import Measured, StartLog, read_start_log
 from quantize.fit.subject import read_subject
-from quantize.fit.vllm_version import PLANNED_VERSION, version_of
+from quantize.fit.vllm_version import PLANNED_VERSION, Version, version_of
 from quantize.fit.vllm_weights import weights_per_rank
 
 
@@ -74,44 +74,50 @@ def _compare_vllm(
     subject: Subject, candidates: Sequence[Candidate], log: StartLog, gpu: Gpu | None
 ) -> Comparison:
     spec, stated = subject.spec, log.settings
-    ranks, stages = int(stated.get("ranks", "1")), int(stated.get("stages", "1"))
-
-    def weight(candidate: Candidate) -> int:
-        return weights_per_rank(candidate, spec, ranks, stages)
-
-    candidate = _nearest(candidates, weight, log.size("weights"))
     total = log.size("device")
     device = gpu_of_size(total, "the log") if total else gpu
     version = version_of(stated.get("version", PLANNED_VERSION))
-    sequences, batched = vllm.default_batch(device) if device else (0, 0)
-    settings = vllm.Settings(
-        context=int(stated.get("context", spec.max_position_embeddings)),
-        concurrency=1,
-        sequences=int(stated.get("sequences", sequences)),
-        batched_tokens=int(stated.get("batched_tokens", batched)),
-        utilization=float(stated.get("utilization", version.utilization)),
-        kv_type=stated.get("kv_type", "auto"),
-        ranks=ranks,
-        stages=stages,
-        eager=stated.get("eager") == "True",
-    )
+    settings = _vllm_settings(subject, stated, device, version)
+
+    def weight(candidate: Candidate) -> int:
+        return weights_per_rank(candidate, spec, settings.ranks, settings.stages)
+
+    candidate = _nearest(candidates, weight, log.size("weights"))
     plan = vllm.memory(
         weight(candidate), spec, device or _NO_GPU, settings, version, subject.unmodelled
     )
-    page = (vllm.kv_bytes_per_token(spec, settings.kv_type, ranks) or 0) * vllm.PAGE_TOKENS
+    page = (vllm.kv_bytes_per_token(spec, settings.kv_type, settings.ranks) or 0) * vllm.PAGE_TOKENS
     others = [term for term in plan.terms if term.name != vllm.KV]
     known = page > 0 and device is not None and all(t.value is not None for t in others)
     free = vllm.free_pages(plan, page, safe=False) if known else None
-    terms = []
-    for measured in log.measured:
-        if measured.term == "device":
-            continue
-        terms.append(_vllm_term(measured, plan, None if free is None else free * page, device))
+    terms = [
+        _vllm_term(measured, plan, None if free is None else free * page, device)
+        for measured in log.measured
+        if measured.term != "device"
+    ]
     for name, unit in (("tokens", vllm.PAGE_TOKENS), ("blocks", 1)):
         if name in stated:
             predicted = None if free is None else free * unit
             terms.append(Compared(f"KV {name}", predicted, int(stated[name])))
     return Comparison("vllm", candidate, stated, tuple(terms))
+
+
+def _vllm_settings(
+    subject: Subject, stated: Mapping[str, str], device: Gpu | None, version: Version
+) -> vllm.Settings:
+    """What the log states; what it does not, as vLLM itself would have chosen."""
+    sequences, batched = vllm.default_batch(device) if device else (0, 0)
+    return vllm.Settings(
+        context=int(stated.get("context", subject.spec.max_position_embeddings)),
+        concurrency=1,
+        sequences=int(stated.get("sequences", sequences)),
+        batched_tokens=int(stated.get("batched_tokens", batched)),
+        utilization=float(stated.get("utilization", version.utilization)),
+        kv_type=stated.get("kv_type", "auto"),
+        ranks=int(stated.get("ranks", "1")),
+        stages=int(stated.get("stages", "1")),
+        eager=stated.get("eager") == "True",
+    )
 
 
 _NO_GPU = gpu_of_size(1, "nothing")
@@ -137,23 +143,9 @@ def _compare_llama(
     del gpu  # llama.cpp states every size itself
     real = sum(m.size_bytes for m in log.measured if m.term == "weights")
     candidate = _nearest(candidates, lambda c: c.weight_bytes, real)
-    spec, stated = subject.spec, log.settings
+    spec = subject.spec
     names = list(dict.fromkeys(m.device for m in log.measured if m.device is not None))
-    layers = spec.num_hidden_layers
-    split = _layers_by_device(log, names, layers)
-    slots = max(int(stated.get("slots", "1")), 1)
-    outputs = stated.get("outputs")
-    settings = llama_cpp.Settings(
-        context=int(stated.get("context", "512")) // slots,
-        slots=slots,
-        layers=int(stated.get("offloaded", str(layers + 1))) if names else 0,
-        split=tuple(float(share) for share in split) or (1.0,),
-        kv_type=stated.get("kv_type", "f16"),
-        flash_attention=stated.get("flash_attention", "0") not in ("0", "disabled", "false"),
-        micro_batch=int(stated.get("micro_batch", "512")),
-        outputs=int(outputs) if outputs else None,
-        copies=1 if any(name.startswith("RPC") for name in names) else 4,
-    )
+    settings = _llama_settings(log, names, spec.num_hidden_layers)
     build = llama_cpp.builds()[0 if log.is_old else -1]
     weights = llama_cpp_weights.place_weights(
         llama_cpp_weights.sections_of(candidate, spec), settings.layers, settings.split
@@ -172,7 +164,26 @@ def _compare_llama(
         value = term.value if term else None
         why = "" if value is not None else "not modelled"
         terms.append(Compared(f"{measured.term}, {where}", value, measured.size_bytes, why))
-    return Comparison("llama.cpp", candidate, stated, tuple(terms))
+    return Comparison("llama.cpp", candidate, log.settings, tuple(terms))
+
+
+def _llama_settings(log: StartLog, names: Sequence[str], layers: int) -> llama_cpp.Settings:
+    """What the log states, llama.cpp's defaults for the rest."""
+    stated = log.settings
+    split = _layers_by_device(log, names, layers)
+    slots = max(int(stated.get("slots", "1")), 1)
+    outputs = stated.get("outputs")
+    return llama_cpp.Settings(
+        context=int(stated.get("context", "512")) // slots,
+        slots=slots,
+        layers=int(stated.get("offloaded", str(layers + 1))) if names else 0,
+        split=tuple(float(share) for share in split) or (1.0,),
+        kv_type=stated.get("kv_type", "f16"),
+        flash_attention=stated.get("flash_attention", "0") not in ("0", "disabled", "false"),
+        micro_batch=int(stated.get("micro_batch", "512")),
+        outputs=int(outputs) if outputs else None,
+        copies=1 if any(name.startswith("RPC") for name in names) else 4,
+    )
 
 
 def _layers_by_device(log: StartLog, names: Sequence[str], layers: int) -> list[int]:

@@ -14,6 +14,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import replace
 from functools import cache
 
+from convert.hub import is_on_disk
 from quantize.fit import vllm
 from quantize.fit.answer import Answer, Question, Speed
 from quantize.fit.candidate import Candidate, Subject
@@ -210,7 +211,11 @@ def make_command(candidate: Candidate, subject: Subject) -> str | None:
 
 
 def _command(candidate: Candidate, gpu: Gpu, settings: vllm.Settings) -> str:
-    where = candidate.place or f"dist/{candidate.name}"
+    where, revision = candidate.place or f"dist/{candidate.name}", ""
+    if not is_on_disk(where):  # a hub id; a folder may have an @ in its name
+        where, _, revision = where.partition("@")
     half = gpu.cuda is not None and gpu.cuda < _LEAST_BF16
     flags = [word for pair in _shown(settings) for word in pair]
-    return shlex.join(["vllm", "serve", where, *flags, *(["--dtype", "half"] if half else [])])
+    flags += ["--revision", revision] if revision else []
+    flags += ["--dtype", "half"] if half else []
+    return shlex.join(["vllm", "serve", where, *flags])

@@ -156,7 +156,7 @@ def host_compute_bytes(spec: ModelSpec, settings: Settings, build: Build) -> int
     u, n, hidden = settings.tokens, cells(settings.context), spec.hidden_size
     if len(settings.split) > 1 and settings.copies > 1:
         return 20 * u * hidden + 8 * u * n
-    inputs = 4 * max(build.host_inputs, 1) * u * hidden
+    inputs = 4 * build.host_inputs * u * hidden
     if settings.flash_attention:
         return inputs + 2 * u * n
     keys = 4 * build.kv_projections * u * spec.num_key_value_heads * spec.head_dim

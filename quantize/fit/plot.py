@@ -110,17 +110,7 @@ def _draw_panel(axis: Any, engine: str, answers: list[Answer], limit: float) -> 
             text = f"{left:,.0f} GiB "
             axis.text(limit, row, text, ha="right", va="center", color="white", fontsize=8)
     budget = max(a.fullest.budget_bytes for a in answers if a.fullest) / GIB
-    axis.axvline(budget, color=_LINE, lw=1.4)
-    axis.annotate(
-        f"may use {budget:.1f} GiB",
-        (budget, 1),
-        xycoords=("data", "axes fraction"),
-        xytext=(3, 3),
-        textcoords="offset points",
-        color=_LINE,
-        fontsize=8,
-        ha="left" if budget < 0.8 * limit else "right",
-    )
+    _draw_budget(axis, budget, limit)
     axis.set_title(engine, loc="left", fontsize=10, color=_INK)
     axis.set_yticks(range(len(answers)), [answer.candidate.target for answer in answers])
     for label, answer in zip(axis.get_yticklabels(), answers, strict=True):
@@ -133,6 +123,21 @@ def _draw_panel(axis: Any, engine: str, answers: list[Answer], limit: float) -> 
     axis.set_axisbelow(True)
     for side in ("top", "right", "left"):
         axis.spines[side].set_visible(False)
+
+
+def _draw_budget(axis: Any, budget: float, limit: float) -> None:
+    """The line that must not be crossed."""
+    axis.axvline(budget, color=_LINE, lw=1.4)
+    axis.annotate(
+        f"may use {budget:.1f} GiB",
+        (budget, 1),
+        xycoords=("data", "axes fraction"),
+        xytext=(3, 3),
+        textcoords="offset points",
+        color=_LINE,
+        fontsize=8,
+        ha="left" if budget < 0.8 * limit else "right",
+    )
 
 
 def _legend(figure: Any, panels: list[tuple[str, list[Answer]]], top: float) -> None:

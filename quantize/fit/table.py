@@ -1,6 +1,6 @@
 """A fit report for people, in the terminal.
 
-In: a `Report` or a `Comparison`. Out: rich renderables that stay legible at 80 columns. Sizes of
+In: a `Report`. Out: rich renderables that stay legible at 80 columns. Sizes of
 files are in decimal units, as downloads are; memory is in GiB, as devices are. A figure that cannot
 be said is a dash, never a guess.
 """
@@ -14,7 +14,6 @@ from rich.table import Table
 from rich.text import Text
 
 from quantize.fit.answer import Answer
-from quantize.fit.compare import Comparison
 from quantize.fit.fit import Report
 from quantize.fit.memory import Term, Verdict
 
@@ -124,7 +123,7 @@ def _answers_table(report: Report) -> Table:
         fullest, colour = answer.fullest, _COLOURS[answer.verdict]
         table.add_row(
             f"  {escape(answer.candidate.target)}{'*' if answer.candidate.notes else ''}",
-            f"{answer.candidate.size_bytes / 1e9:,.2f}{' ' if answer.candidate.exact else '~'}",
+            _size(answer),
             gib(fullest.value) if fullest else DASH,
             f"[{colour}]{verdict_text(answer)}",
             count(answer.largest_context),
@@ -135,6 +134,13 @@ def _answers_table(report: Report) -> Table:
     table.caption = "; ".join(_captions(report))
     table.caption_justify = "left"
     return table
+
+
+def _size(answer: Answer) -> str:
+    """GB in two digits, small files in four; `~` where it is not exact."""
+    size = answer.candidate.size_bytes / 1e9
+    digits = 2 if size >= 0.1 else 4
+    return f"{size:,.{digits}f}{' ' if answer.candidate.exact else '~'}"
 
 
 def _captions(report: Report) -> list[str]:
@@ -233,20 +239,3 @@ def _print_size_target(report: Report, console: Console) -> None:
     if target.command:
         console.print(Text(f"a mixture of your own may take {target.fit_bytes:,} bytes:"))
         console.print(Text(f"  {target.command}", style="cyan"), soft_wrap=True)
-
-
-def print_comparison(comparison: Comparison, console: Console) -> None:
-    """Predicted and measured side by side."""
-    console.print(Text(f"{comparison.candidate.name} on {comparison.engine}", style="bold"))
-    table = _table(("term", False), ("predicted", True), ("log", True), ("error", True))
-    table.add_column("", overflow="fold")
-    for term in comparison.terms:
-        sizes = [term.predicted, term.measured]
-        counted = term.name in ("KV tokens", "KV blocks")
-        shown = [
-            DASH if s is None else f"{s:,}" if counted else f"{s / (1 << 20):,.2f} MiB"
-            for s in sizes
-        ]
-        error = DASH if term.error is None else f"{term.error:+.2%}"
-        table.add_row(escape(term.name), *shown, error, escape(term.why))
-    console.print(table)
