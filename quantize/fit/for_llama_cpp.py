@@ -22,6 +22,7 @@ from quantize.fit.memory import DeviceMemory, Term, Verdict, judge
 MAX_DEVICES = 16
 MAX_SLOTS = 256
 """llama.cpp's limit on sequences in one context (LLAMA_MAX_SEQ)."""
+_NO_BACKEND = ("tpu", "trn2", "hpu")
 Measured = tuple[tuple[DeviceMemory, ...], tuple[Term, ...]]
 Measure = Callable[[llama_cpp.Settings], Measured]
 
@@ -29,6 +30,8 @@ Measure = Callable[[llama_cpp.Settings], Measured]
 def answer(candidate: Candidate, subject: Subject, question: Question) -> Answer:
     """Plan `candidate` on llama.cpp."""
     build = llama_cpp.builds()[-1]
+    if (why := cannot_run(question)) is not None:
+        return Answer(candidate, "llama.cpp", build.since, Verdict.CANNOT, why)
     measure = _measure(candidate, subject, question.usable_bytes, build)
     settings = settings_for(subject, question)
     devices, host = measure(settings)
@@ -55,6 +58,15 @@ def answer(candidate: Candidate, subject: Subject, question: Question) -> Answer
     if verdict in (Verdict.FITS, Verdict.UNKNOWN):
         return found
     return replace(found, lever=_lever(subject, settings, context, fewest, measure))
+
+
+def cannot_run(question: Question) -> str | None:
+    """Why memory is not the question; None where it is."""
+    if question.gpu.compute_capability in _NO_BACKEND:
+        return f"llama.cpp has no backend for {question.gpu.name}"
+    if question.requests > MAX_SLOTS:
+        return f"{question.requests} requests; llama.cpp holds {MAX_SLOTS} sequences at most"
+    return None
 
 
 def settings_for(subject: Subject, question: Question) -> llama_cpp.Settings:

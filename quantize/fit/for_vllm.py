@@ -21,7 +21,7 @@ from quantize.fit.candidate import Candidate, Subject
 from quantize.fit.gpu import Gpu
 from quantize.fit.memory import DeviceMemory, Verdict, judge
 from quantize.fit.vllm_version import PLANNED_VERSION, Version, version_of
-from quantize.fit.vllm_weights import check_parallel, weights_per_rank
+from quantize.fit.vllm_weights import check_parallel, dtype_bytes, weights_per_rank
 
 MAX_RANKS = 16
 _LEAST_CAPABILITY, _LEAST_FP8, _NATIVE_FP8, _LEAST_BF16 = 7.0, 7.5, 8.9, 8.0
@@ -32,13 +32,13 @@ def answer(candidate: Candidate, subject: Subject, question: Question) -> Answer
     version = version_of(PLANNED_VERSION)
     arithmetic = _arithmetic(candidate, question.gpu)
     blank = Answer(candidate, "vllm", PLANNED_VERSION, Verdict.CANNOT, None, arithmetic=arithmetic)
-    if (why := cannot_run(candidate, question.gpu)) is not None:
+    settings = settings_for(subject, question)
+    if (why := cannot_run(candidate, question.gpu, settings.kv_type)) is not None:
         return replace(blank, breaks=why)
     measure = _measure(candidate, subject, question.gpu, version)
     fewest = _fewest(candidate, subject, question, measure)
     if (why := check_parallel(subject.spec, candidate, question.count)) is not None:
         return replace(blank, breaks=f"tensor parallel {question.count}: {why}", fewest_gpus=fewest)
-    settings = settings_for(subject, question)
     device = measure(settings)
     verdict, breaks = judge([device])
     context, concurrency = _limits(subject, device, settings)
@@ -53,7 +53,7 @@ def answer(candidate: Candidate, subject: Subject, question: Question) -> Answer
         fewest_gpus=fewest,
         speed=_speed(subject, device, question.gpu, version),
         make=make_command(candidate, subject),
-        command=_command(candidate, question.gpu, settings),
+        command=_command(candidate, subject, question.gpu, settings),
     )
     if verdict in (Verdict.FITS, Verdict.UNKNOWN):
         return fitting
@@ -85,13 +85,22 @@ def smallest(
     weights = weights_per_rank(candidate, subject.spec, count)
     for gpu in devices:
         settings = settings_for(subject, replace(question, gpu=gpu, count=count))
-        device = vllm.memory(weights, subject.spec, gpu, settings, version, subject.unmodelled)
-        if cannot_run(candidate, gpu) is None and judge([device])[0] is Verdict.FITS:
+        why = _unmodelled(subject, settings)
+        device = vllm.memory(weights, subject.spec, gpu, settings, version, why)
+        runs = cannot_run(candidate, gpu, settings.kv_type) is None
+        if runs and judge([device])[0] is Verdict.FITS:
             return gpu
     return None
 
 
-def cannot_run(candidate: Candidate, gpu: Gpu) -> str | None:
+def _unmodelled(subject: Subject, settings: vllm.Settings) -> str | None:
+    """Why the attention has no formula at this context."""
+    if subject.window is not None and settings.context > subject.window:
+        return f"sliding window of {subject.window:,} tokens, shorter than the context"
+    return subject.unmodelled
+
+
+def cannot_run(candidate: Candidate, gpu: Gpu, kv_type: str) -> str | None:
     """Why memory is not the question on this device; None where it is."""
     if gpu.vendor == "apple":
         return "vLLM does not run on Apple GPUs"
@@ -101,6 +110,8 @@ def cannot_run(candidate: Candidate, gpu: Gpu) -> str | None:
         return f"compute capability {gpu.cuda}; vLLM needs {_LEAST_CAPABILITY}"
     if candidate.target not in ("BF16", "F16", "F32") and gpu.cuda < _LEAST_FP8:
         return f"compute capability {gpu.cuda}; quantized weights need {_LEAST_FP8}"
+    if kv_type.startswith("fp8") and gpu.cuda < _NATIVE_FP8:
+        return f"compute capability {gpu.cuda}; an FP8 cache needs {_NATIVE_FP8}"
     return None
 
 
@@ -119,9 +130,7 @@ def _measure(
     weights = cache(lambda ranks: weights_per_rank(candidate, subject.spec, ranks))
 
     def measure(settings: vllm.Settings) -> DeviceMemory:
-        unmodelled = subject.unmodelled
-        if subject.window is not None and settings.context > subject.window:
-            unmodelled = f"sliding window of {subject.window:,} tokens, shorter than the context"
+        unmodelled = _unmodelled(subject, settings)
         return vllm.memory(
             weights(settings.ranks), subject.spec, gpu, settings, version, unmodelled
         )
@@ -210,12 +219,15 @@ def make_command(candidate: Candidate, subject: Subject) -> str | None:
     return shlex.join([*words, "--to", candidate.target, *imatrix])
 
 
-def _command(candidate: Candidate, gpu: Gpu, settings: vllm.Settings) -> str:
+def _command(candidate: Candidate, subject: Subject, gpu: Gpu, settings: vllm.Settings) -> str:
     where, revision = candidate.place or f"dist/{candidate.name}", ""
     if not is_on_disk(where):  # a hub id; a folder may have an @ in its name
         where, _, revision = where.partition("@")
     half = gpu.cuda is not None and gpu.cuda < _LEAST_BF16
     flags = [word for pair in _shown(settings) for word in pair]
     flags += ["--revision", revision] if revision else []
-    flags += ["--dtype", "half"] if half else []
+    if dtype_bytes(subject.spec) == 4:
+        flags += ["--dtype", "float32"]  # as planned; by itself vLLM would narrow it
+    elif half:
+        flags += ["--dtype", "half"]
     return shlex.join(["vllm", "serve", where, *flags])

@@ -31,7 +31,9 @@ def recommend(answers: Sequence[Answer]) -> tuple[Answer | None, str]:
     if native:
         return native[0], "8 bits that this GPU computes in: half the memory, twice the KV cache"
     if whole:
-        return whole[0], "16 bits fit, and this GPU gains no speed from FP8"
+        known = "weight-only" in (eight[0].arithmetic if eight else "")
+        gain = "this GPU gains no speed from FP8" if known else "what FP8 gains depends on the GPU"
+        return whole[0], f"16 bits fit, and {gain}"
     if eight:
         return eight[0], "16 bits do not fit; FP8 as weights only keeps the most of them"
     if files:

@@ -59,7 +59,7 @@ class Settings:
 
 def default_batch(gpu: Gpu) -> tuple[int, int]:
     """vLLM's own --max-num-seqs and --max-num-batched-tokens on this device, as a server."""
-    gib = gpu.usable_bytes / GIB
+    gib = gpu.memory_bytes / GIB  # of the device, whatever may be used of it
     small = "A100" in gpu.name or "GB10" in gpu.name
     if gib >= 160:
         return 1024, 16384
@@ -120,7 +120,7 @@ def memory(
     """
     source = "headers and rotary table; within 0.03 % of the logs"
     terms = [
-        Term.within(WEIGHTS, weight_bytes, 0.001, source, "exact"),
+        Term.within(WEIGHTS, weight_bytes, 0.001, source, "high"),
         _outside(gpu, settings, version),
         Term.unknown(ACTIVATION, unmodelled)
         if unmodelled

@@ -35,7 +35,7 @@ def padded_vocabulary(spec: ModelSpec) -> int:
 
 
 def dtype_bytes(spec: ModelSpec) -> int:
-    """Bytes of a value in the model's own dtype; vLLM turns float32 into itself, not into 16."""
+    """Bytes of a value in the model's own dtype, in which it is planned."""
     return 4 if spec.dtype in ("float32", "F32") else 2
 
 

@@ -10,6 +10,8 @@ import pytest
 
 from quantize.fit import for_llama_cpp, for_vllm, llama_cpp_weights, vllm
 from quantize.fit.candidate import Subject
+from quantize.fit.fit import fit
+from quantize.fit.gpu import find_gpu
 from quantize.fit.memory import DeviceMemory, Term, Verdict, judge
 from quantize.fit.subject import read_subject
 from quantize.fit.vllm_weights import check_parallel
@@ -181,3 +183,46 @@ def test_a_tied_embedding_is_on_both_sides() -> None:
     assert (whole.host, sum(whole.devices)) == (embedding, item.weight_bytes)
     none = llama_cpp_weights.place_weights(sections, 0, (1.0,))
     assert (none.host, sum(none.devices)) == (item.weight_bytes, 0)
+
+
+def test_an_fp8_cache_needs_a_gpu_with_fp8() -> None:
+    asked = replace(question("RTX 3090"), kv_type="fp8")
+    made = for_vllm.answer(candidate("8B", "FP8_DYNAMIC"), subject("8B", "Q8_0"), asked)
+    assert (made.verdict, made.breaks) == (
+        Verdict.CANNOT,
+        "compute capability 8.6; an FP8 cache needs 8.9",
+    )
+
+
+@pytest.mark.parametrize("gpu", ["TPU v5e", "Gaudi 3", "Trainium2"])
+def test_llama_cpp_has_no_backend_there(gpu: str) -> None:
+    assert answer_of("8B", "Q4_K_M", gpu, context=4096).verdict is Verdict.CANNOT
+
+
+def test_llama_cpp_holds_256_sequences_at_most() -> None:
+    made = answer_of("8B", "Q4_K_M", "H200 NVL", context=256, concurrency=257)
+    assert made.verdict is Verdict.CANNOT
+    assert "256 sequences" in str(made.breaks)
+
+
+def test_the_batch_follows_the_device_and_not_what_may_be_used_of_it() -> None:
+    whole = find_gpu("H100 SXM5 80GB")[0]
+    part = replace(whole, usable_bytes=60 << 30)
+    assert vllm.default_batch(part) == vllm.default_batch(whole) == (1024, 8192)
+    assert vllm.default_batch(find_gpu("A100 SXM4 80GB")[0]) == (256, 2048)
+    assert vllm.default_batch(find_gpu("B200")[0]) == (1024, 16384)
+
+
+def test_a_survey_does_not_call_a_sliding_window_fitting(tmp_path: Path) -> None:
+    path = write_config(tmp_path, "8B", sliding_window=4096)
+    report = fit(str(path), context="32k", targets=["FP8_DYNAMIC", "Q4_K_M"])
+    by_target = {row.candidate.target: row.gpu for row in report.survey}
+    assert by_target["BF16"] is None
+    assert by_target["FP8_DYNAMIC"] is None
+    assert by_target["Q4_K_M"] is not None
+
+
+def test_float32_is_planned_and_asked_for_as_such(tmp_path: Path) -> None:
+    path = write_config(tmp_path, "8B", torch_dtype="float32")
+    report = fit(str(path), gpu="H100 SXM5 80GB", engine="vllm", targets=["FP8_DYNAMIC"])
+    assert all("--dtype float32" in str(answer.command) for answer in report.answers)
