@@ -12,6 +12,9 @@ from quantize.fit.candidate import Candidate
 from quantize.fit.gpu import Gpu
 from quantize.fit.memory import DeviceMemory, Term, Verdict
 
+LEAST_CONTEXT = 1024
+"""A shorter context than this is not offered as a way out."""
+
 
 @dataclass(frozen=True, slots=True)
 class Question:

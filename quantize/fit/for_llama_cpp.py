@@ -13,7 +13,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import replace
 
 from quantize.fit import llama_cpp, llama_cpp_weights
-from quantize.fit.answer import Answer, Question, Speed
+from quantize.fit.answer import LEAST_CONTEXT, Answer, Question, Speed
 from quantize.fit.candidate import Candidate, Subject
 from quantize.fit.for_vllm import make_command
 from quantize.fit.gpu import Gpu
@@ -174,17 +174,17 @@ def _lever(
     """The first single change after which it fits."""
     if settings.kv_type == "f16" and _fits(replace(settings, kv_type="q8_0"), measure):
         return "-ctk q8_0 -ctv q8_0"
-    if context:
+    if context and context >= LEAST_CONTEXT:
         return f"-c {context * settings.slots}"
+    total = subject.spec.num_hidden_layers + 1
+    layers = _largest(
+        1, total - 1, 1, lambda count: _fits(replace(settings, layers=count), measure)
+    )
+    if 2 * layers >= total:  # with fewer, main memory decides the speed
+        return f"-ngl {layers} of {total}"
     if fewest and fewest > len(settings.split):
         return f"{fewest} GPUs, -ts {','.join('1' * fewest)}"
-    layers = _largest(
-        1,
-        subject.spec.num_hidden_layers,
-        1,
-        lambda count: _fits(replace(settings, layers=count), measure),
-    )
-    return f"-ngl {layers} of {subject.spec.num_hidden_layers + 1}" if layers else None
+    return None
 
 
 def _speed(

@@ -16,7 +16,7 @@ from functools import cache
 
 from convert.hub import is_on_disk
 from quantize.fit import vllm
-from quantize.fit.answer import Answer, Question, Speed
+from quantize.fit.answer import LEAST_CONTEXT, Answer, Question, Speed
 from quantize.fit.candidate import Candidate, Subject
 from quantize.fit.gpu import Gpu
 from quantize.fit.memory import DeviceMemory, Verdict, judge
@@ -183,7 +183,7 @@ def _lever(
     for name, changed in levers:
         if judge([measure(changed)])[0] is Verdict.FITS:
             return name
-    if context:
+    if context and context >= LEAST_CONTEXT:
         return f"--max-model-len {context}"
     if fewest and fewest > question.count:
         return f"{fewest} GPUs, --tensor-parallel-size {fewest}"

@@ -12,6 +12,7 @@ from collections.abc import Sequence
 from quantize.fit.answer import Answer
 from quantize.fit.memory import Verdict
 
+_PARTLY_OFFLOADED = 2
 _NOT_RECOMMENDED = ("F32", "TQ1_0", "TQ2_0", "MXFP4_MOE", "BF16", "F16")
 """GGUF targets for models trained for them, or with more bits than anything is lost without."""
 
@@ -23,9 +24,7 @@ def recommend(answers: Sequence[Answer]) -> tuple[Answer | None, str]:
     eight = [answer for answer in folders if answer.candidate.is_eight_bit]
     whole = [a for a in folders if a.candidate.target in ("BF16", "F16")]
     files = [
-        answer
-        for answer in fitting
-        if answer.engine == "llama.cpp" and answer.candidate.target not in _NOT_RECOMMENDED
+        answer for answer in fitting if answer.engine == "llama.cpp" and _is_worthwhile(answer)
     ]
     native = [answer for answer in eight if answer.arithmetic == "W8A8"]
     if native:
@@ -47,12 +46,31 @@ def recommend(answers: Sequence[Answer]) -> tuple[Answer | None, str]:
 
 
 def _nothing_fits(answers: Sequence[Answer]) -> str:
-    """What to change first, if one change is enough."""
-    for answer in sorted(answers, key=lambda a: (a.engine == "llama.cpp", a.candidate.size_bytes)):
-        if answer.lever:
-            return (
-                f"nothing fits as asked; first lever: {answer.candidate.name} with {answer.lever}"
-            )
+    """The lever that costs least, on the artifact with the most bits that it is enough for."""
+    useful = [a for a in answers if a.lever and (a.engine == "vllm" or _is_worthwhile(a))]
+    if useful:
+        best = min(useful, key=_preference)
+        return f"nothing fits as asked; first lever: {best.candidate.name} with {best.lever}"
     if any(answer.verdict is Verdict.UNKNOWN for answer in answers):
         return "not modelled: no verdict can be given for this model"
     return "nothing fits, and no single change makes it fit"
+
+
+def _is_worthwhile(answer: Answer) -> bool:
+    return answer.candidate.target not in _NOT_RECOMMENDED
+
+
+def _preference(answer: Answer) -> tuple[int, int]:
+    """The cheapest lever, then the most bits; where that takes hardware, the least of it."""
+    cost = _cost(answer.lever or "")
+    size = answer.candidate.size_bytes
+    return cost, size if cost >= _PARTLY_OFFLOADED else -size
+
+
+def _cost(lever: str) -> int:
+    """Flags cost least, then context, then layers in main memory, then devices."""
+    if " GPUs, " in lever:
+        return 3
+    if lever.startswith("-ngl"):
+        return _PARTLY_OFFLOADED
+    return 1 if lever.startswith(("--max-model-len", "-c ")) else 0

@@ -134,3 +134,24 @@ def test_without_a_gpu_the_smallest_is_named(tmp_path: Path) -> None:
     assert row.gpu is not None
     made = answer_of("70B", "Q4_K_M", f"{row.count}x{row.gpu.name}")
     assert made.verdict is Verdict.FITS
+
+
+@pytest.mark.parametrize(
+    ("name", "gpu", "context", "words"),
+    [
+        ("8B", "RTX 3070", "128k", "Q6_K.gguf with -c "),
+        ("8B", "RTX 4090", "128k", "with --kv-cache-dtype fp8"),
+        ("70B", "RTX 4090", "8k", "IQ2_S.gguf with -ctk q8_0 -ctv q8_0"),
+        ("405B", "RTX PRO 6000 Blackwell Server", "8k", "IQ2_XXS.gguf with -ngl "),
+        ("405B", "RTX 4090", "8k", "IQ1_S.gguf with 4 GPUs"),
+    ],
+)
+def test_the_cheapest_lever_of_the_best_artifact(
+    tmp_path: Path, name: str, gpu: str, context: str, words: str
+) -> None:
+    path = write_config(tmp_path, name)
+    answers = fit(str(path), gpu=gpu, context=context).answers
+    lacking = [answer for answer in answers if answer.verdict is not Verdict.FITS]
+    recommended, why = recommend(lacking)
+    assert recommended is None
+    assert words in why
