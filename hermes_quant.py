@@ -229,6 +229,89 @@ def inspect(
 
 
 @app.command()
+def fit(
+    model: Annotated[
+        str,
+        typer.Argument(
+            metavar="MODEL",
+            help="Checkpoint or FP8 folder, GGUF file, config.json, release manifest or hub id.",
+        ),
+    ],
+    gpu: Annotated[
+        str | None, typer.Option(metavar="NAME", help='"RTX 4090", or 2x"H100 80GB" for two.')
+    ] = None,
+    gpu_mem: Annotated[
+        str | None, typer.Option(metavar="SIZE", help="Usable memory of the GPU: 23.5GiB.")
+    ] = None,
+    context: Annotated[
+        str | None, typer.Option(metavar="TOKENS", help="8192 or 32k; default: 8k or the model's.")
+    ] = None,
+    concurrency: Annotated[
+        int | None, typer.Option(metavar="N", help="Requests that must find room at once.")
+    ] = None,
+    engine: Annotated[str, typer.Option(help="vllm, llama.cpp or both.")] = "both",
+    kv_type: Annotated[
+        str | None,
+        typer.Option(metavar="TYPE", help="Cache type: fp8, q8_0, ...; default: 16 bits."),
+    ] = None,
+    to: Annotated[
+        list[str] | None, typer.Option("--to", help="Only this target; repeatable.")
+    ] = None,
+    max_memory: Annotated[
+        str | None,
+        typer.Option(metavar="SIZE", help="Ask backwards: which mixture stays within SIZE?"),
+    ] = None,
+    compare: Annotated[
+        Path | None, typer.Option(metavar="LOG", help="Compare a start-up log with the prediction.")
+    ] = None,
+    plot: Annotated[
+        Path | None, typer.Option(metavar="FILE.png", help="Draw the memory by term.")
+    ] = None,
+    as_markdown: Annotated[
+        bool, typer.Option("--markdown", help="Print the table for a model card.")
+    ] = False,
+    as_json: JsonOption = False,
+) -> None:
+    """Say which artifact runs on a GPU, with what context, and the command to start it."""
+    with _errors():
+        from quantize.fit import card, fit_json, table
+
+        if compare is not None:
+            from quantize.fit.compare import compare as against
+            from quantize.fit.comparison_table import print_comparison
+
+            comparison = against(model, compare, gpu=gpu)
+            if as_json:
+                _print_json(fit_json.comparison_json(comparison))
+            else:
+                print_comparison(comparison, _console())
+            return
+        from quantize.fit.fit import fit as verb
+
+        report = verb(
+            model,
+            gpu=gpu,
+            gpu_memory=gpu_mem,
+            max_memory=max_memory,
+            context=context,
+            concurrency=concurrency,
+            engine=engine,
+            kv_type=kv_type,
+            targets=to or (),
+        )
+        if plot is not None:
+            from quantize.fit.plot import write_plot
+
+            write_plot(report, plot)
+        if as_json:
+            _print_json(fit_json.report_json(report))
+        elif as_markdown:
+            typer.echo(card.markdown(report), nl=False)
+        else:
+            table.print_report(report, _console())
+
+
+@app.command()
 def verify(
     reference: Annotated[
         str, typer.Argument(metavar="REFERENCE", help="The checkpoint they were made from.")

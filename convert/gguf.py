@@ -17,6 +17,7 @@ import math
 import struct
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import lru_cache
 from typing import Any
 
 MAGIC = b"GGUF"
@@ -134,6 +135,12 @@ def _string(text: str) -> bytes:
     return struct.pack("<Q", len(encoded)) + encoded
 
 
+@lru_cache(maxsize=4)
+def _strings(texts: tuple[str, ...]) -> bytes:
+    """Texts one after the other; kept, because one vocabulary goes into many headers."""
+    return b"".join(map(_string, texts))
+
+
 def _encode_value(field: Field) -> bytes:
     if field.kind == "str":
         return struct.pack("<I", STRING) + _string(field.value)
@@ -144,5 +151,5 @@ def _encode_value(field: Field) -> bytes:
     number = STRING if kind == "str" else SCALARS[kind][0]
     head = struct.pack("<IIQ", ARRAY, number, len(field.value))
     if kind == "str":
-        return head + b"".join(_string(value) for value in field.value)
+        return head + _strings(tuple(field.value))
     return head + struct.pack(f"<{len(field.value)}{SCALARS[kind][1][1]}", *field.value)

@@ -17,7 +17,7 @@ import struct
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
 from convert.errors import CheckpointError
 from convert.gguf import (
@@ -123,10 +123,29 @@ def read_gguf_file(path: Path) -> GGUFFile:
         raise CheckpointError(f"{path}: cannot be read: {error.strerror}") from error
 
 
-class _Reader:
-    """A cursor over the mapped file; every step is checked against the file's end."""
+class Bytes(Protocol):
+    """The bytes of a file, wherever it is: a mapped one, or one that is read by ranges."""
 
-    def __init__(self, path: Path, data: mmap.mmap) -> None:
+    def __len__(self) -> int:
+        """The size of the whole file."""
+        ...
+
+    def __getitem__(self, span: slice) -> bytes:
+        """Bytes `span.start` to `span.stop`, fewer at the file's end."""
+        ...
+
+
+def read_gguf_bytes(path: Path, data: Bytes) -> GGUFFile:
+    """`read_gguf_file` for a file that is not on disk; `path` is what messages call it."""
+    if data[0:4] != MAGIC:
+        raise CheckpointError(f"{path}: not a GGUF file (the first four bytes differ)")
+    return _Reader(path, data).read()
+
+
+class _Reader:
+    """A cursor over the file; every step is checked against the file's end."""
+
+    def __init__(self, path: Path, data: Bytes) -> None:
         self.path, self.data, self.at = path, data, 4
 
     def read(self) -> GGUFFile:
@@ -156,11 +175,12 @@ class _Reader:
         return CheckpointError(f"{self.path}: {message}")
 
     def unpack(self, code: str) -> tuple[Any, ...]:
+        size = struct.calcsize(code)
         try:
-            values = struct.unpack_from(code, self.data, self.at)
+            values = struct.unpack(code, self.data[self.at : self.at + size])
         except struct.error as error:
             raise self.error(f"the header ends at byte {len(self.data)}, inside a value") from error
-        self.at += struct.calcsize(code)
+        self.at += size
         return values
 
     def check_count(self, count: int, least_bytes: int, what: str) -> None:

@@ -9,6 +9,8 @@ stood for is recorded. `HF_ENDPOINT`, `HF_TOKEN` and `HF_HUB_OFFLINE` work as ev
 from __future__ import annotations
 
 import re
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -41,13 +43,18 @@ def locate(reference: str) -> Origin:
     """Find the checkpoint that `reference` names; downloads it if it is on the hub."""
     if is_on_disk(reference):
         return Origin(Path(reference))
+    return download(*parse_hub_id(reference))
+
+
+def parse_hub_id(reference: str) -> tuple[str, str | None]:
+    """Repository and revision of `owner/name@revision`; InputError for anything else."""
     match = _REPOSITORY.fullmatch(reference)
     if match is None or reference.startswith((".", "/", "~")):
         raise InputError(
             f"{reference[:200]!r}: no such folder, and not a hub id (owner/name or"
             " owner/name@revision)"
         )
-    return _download(match["repo"], match["revision"])
+    return match["repo"], match["revision"]
 
 
 def is_on_disk(reference: str) -> bool:
@@ -58,16 +65,26 @@ def is_on_disk(reference: str) -> bool:
         return False
 
 
-def _download(repo: str, revision: str | None) -> Origin:
-    from httpx import HTTPError
+def download(repo: str, revision: str | None, *, weights: bool = True) -> Origin:
+    """Fetch a repository into the hub cache; without `weights`, all that lies beside them."""
     from huggingface_hub import snapshot_download
+
+    patterns = ALLOW_PATTERNS if weights else ALLOW_PATTERNS[1:]
+    with hub_errors(repo, revision):
+        folder = Path(snapshot_download(repo, revision=revision, allow_patterns=patterns))
+    return Origin(folder, repo, folder.name)
+
+
+@contextmanager
+def hub_errors(repo: str, revision: str | None) -> Iterator[None]:
+    """What the hub or the network refuses becomes one line."""
+    from httpx import HTTPError
     from huggingface_hub.errors import HFValidationError
 
     try:
-        folder = Path(snapshot_download(repo, revision=revision, allow_patterns=ALLOW_PATTERNS))
+        yield
     except (HTTPError, HFValidationError, OSError) as error:  # the hub's own are HTTP or OS errors
         reason = " ".join(str(error).split())[:200]
         raise CheckpointError(
             f"{repo}@{revision or 'main'}: cannot be fetched from the hub: {reason}"
         ) from error
-    return Origin(folder, repo, folder.name)

@@ -118,12 +118,19 @@ def open_model(reference: str, name: str | None = None, metadata: Path | None = 
     """Open the checkpoint at `reference` (folder or hub id) and recognise all its tensors."""
     origin = locate(reference)
     checkpoint = Checkpoint.open(origin.folder, origin.revision)
-    spec = checkpoint.spec
-    if spec.quantization:
+    if checkpoint.spec.quantization:
         raise UnsupportedError(
-            f"{reference}: already quantized ({spec.quantization}); a 16- or 32-bit checkpoint is"
-            " needed"
+            f"{reference}: already quantized ({checkpoint.spec.quantization}); a 16- or 32-bit"
+            " checkpoint is needed"
         )
+    return recognise_model(origin, checkpoint, name, metadata)
+
+
+def recognise_model(
+    origin: Origin, checkpoint: Checkpoint, name: str | None = None, metadata: Path | None = None
+) -> Model:
+    """The model that `checkpoint` holds; its headers are enough to plan with."""
+    spec = checkpoint.spec
     family = family_of(spec)
     tensors = family.recognise(spec, checkpoint.tensors)
     for tensor in tensors:

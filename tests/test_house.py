@@ -21,6 +21,7 @@ DOORS = {
     "llama_cpp": ("verify/engines/",),  # quantize/ggml.py opens its library without importing it
     "llmcompressor": ("quantize/calibrated.py",),
     "compressed_tensors": ("quantize/calibrated.py", "verify/engines/"),
+    "matplotlib": ("quantize/fit/plot.py",),
 }
 """Heavy packages and the only files that may import them."""
 

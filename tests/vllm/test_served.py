@@ -15,7 +15,8 @@ from pathlib import Path
 import pytest
 
 from convert.model import FLOAT_FILE_TYPES
-from quantize.job import Options, planners, quantize
+from quantize.gguf_targets import Options
+from quantize.job import planners, quantize
 from quantize.mixture_table import MIXTURES
 from tests.vllm.conftest import ROOT
 from tests.vllm.server import NAME, NotServedError, serve

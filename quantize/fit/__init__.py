@@ -1,0 +1,1 @@
+"""Fit: which artifact runs on a GPU, with what context, and the command to start it."""
