@@ -71,20 +71,22 @@ def main() -> int:
     parser.add_argument("--quick", action="store_true", help="one family, bf16")
     quick = parser.parse_args().quick
     console = Console()
-    table = Table("family", "dtype", "shards", *TARGETS)
+    table = Table("family", "dtype", "shards", "folders equal", "differs")
     folders = equal = 0
     for kind in DENSE[:1] if quick else DENSE:
         for dtype in ("BF16",) if quick else ("BF16", "F16", "F32"):
             for shards in (1, 2):
                 with tempfile.TemporaryDirectory() as work:
                     found = run_case(kind, dtype, shards, Path(work))
+                differing = {target: names for target, names in found.items() if names}
                 folders += len(found)
-                equal += sum(not names for names in found.values())
-                cells = [", ".join(names) or "equal" for names in found.values()]
-                table.add_row(kind, dtype, str(shards), *cells)
+                equal += len(found) - len(differing)
+                words = [f"{target}: {', '.join(names)}" for target, names in differing.items()]
+                score = f"{len(found) - len(differing)} of {len(found)}"
+                table.add_row(kind, dtype, str(shards), score, "\n".join(words))
     console.print(table)
     console.print(
-        f"{equal} of {folders} folders equal in every file; llmcompressor"
+        f"{equal} of {folders} folders equal in every file ({', '.join(TARGETS)}); llmcompressor"
         f" {version('llmcompressor')}, compressed-tensors {version('compressed-tensors')}, torch"
         f" {version('torch')}, {platform.processor() or platform.machine()},"
         f" {date.today().isoformat()}"
