@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import os
 import subprocess
+import tempfile
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -37,18 +38,26 @@ class Measured:
 
 def measure(command: Sequence[str], environment: Mapping[str, str] | None = None) -> Measured:
     """Run the command to its end; RuntimeError with its last words if it fails."""
-    begin = time.monotonic()
-    process = subprocess.Popen(
-        command,
-        stdout=subprocess.PIPE,
-        stderr=subprocess.STDOUT,
-        text=True,
-        env={**os.environ, **(environment or {})},
-        start_new_session=True,
-    )
-    assert process.stdout is not None
-    os.set_blocking(process.stdout.fileno(), False)
-    peak, moved, said = 0, (0, 0), ""
+    with tempfile.TemporaryFile() as said:
+        begin = time.monotonic()
+        process = subprocess.Popen(
+            command,
+            stdout=said,
+            stderr=subprocess.STDOUT,
+            env={**os.environ, **(environment or {})},
+        )
+        peak, moved = _watch(process)
+        seconds = time.monotonic() - begin
+        if process.returncode:
+            said.seek(0)
+            words = said.read()[-2000:].decode(errors="replace")
+            raise RuntimeError(f"{' '.join(command)}\nexit {process.returncode}: {words}")
+    return Measured(seconds, peak, *moved)
+
+
+def _watch(process: subprocess.Popen[bytes]) -> tuple[int, tuple[int, int]]:
+    """Peak memory, and bytes read and written, when the process has ended."""
+    peak, moved = 0, (0, 0)
     while process.poll() is None:
         tree = list(_tree(process.pid))
         peak = max(peak, sum(_anonymous_bytes(pid) for pid in tree))
@@ -57,13 +66,8 @@ def measure(command: Sequence[str], environment: Mapping[str, str] | None = None
             max(moved[0], sum(read for read, _ in found)),
             max(moved[1], sum(written for _, written in found)),
         )
-        said = (said + (process.stdout.read() or ""))[-4000:]
         time.sleep(_EVERY_SECONDS)
-    seconds = time.monotonic() - begin
-    said += process.stdout.read() or ""
-    if process.returncode:
-        raise RuntimeError(f"{' '.join(command)}\nexit {process.returncode}: {said[-2000:]}")
-    return Measured(seconds, peak, *moved)
+    return peak, moved
 
 
 def _tree(pid: int) -> Iterator[int]:

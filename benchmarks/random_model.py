@@ -1,7 +1,7 @@
 """Checkpoints of real shapes with random weights, for measuring time and memory.
 
 `write_model` makes a Llama checkpoint of a published shape, whole or cut to fewer layers, in bf16
-shards of at most 2 GB. Values come from one pool of 16 M heavy-tailed normal numbers that each
+shards of about 2 GB, with the real Llama-3 vocabulary of the data folder. Values come from one pool of 16 M heavy-tailed normal numbers that each
 tensor starts reading at another place: no quantizer can tell, and 6 GB are written in seconds.
 """
 
@@ -20,7 +20,7 @@ from convert.families.llama import LLAMA
 from convert.model_spec import ModelSpec, read_model_spec
 from convert.safetensors import StoredTensor, layout
 from convert.tensor import UInt16, round_to_bf16
-from tests.miniature import Shape, config, write_tokenizer
+from tests.miniature import Shape, config
 from tests.vocabularies import DATA, write_llama3
 
 _POOL_VALUES = (1 << 24) - 3
@@ -39,7 +39,7 @@ SHAPES = {
     "3B": RealShape(Shape(3072, 8192, 28, 24, 8, 128256), True),
     "8B-slice": RealShape(Shape(4096, 14336, 4, 32, 8, 128256), False),
     "405B-slice": RealShape(Shape(16384, 53248, 1, 128, 8, 128256), True),
-    "small": RealShape(Shape(2048, 8192, 4, 32, 8, 32000), True),
+    "1B-slice": RealShape(Shape(2048, 8192, 6, 32, 8, 128256), True),
 }
 
 
@@ -51,10 +51,11 @@ def write_model(folder: Path, name: str) -> Path:
     folder.mkdir(parents=True, exist_ok=True)
     (folder / "config.json").write_text(json.dumps(config(real.shape, tied=real.tied)))
     (folder / "generation_config.json").write_text(json.dumps({"eos_token_id": 260}))
-    if (DATA / "vocab").is_dir() and real.shape.vocab >= 128256:
-        write_llama3(folder)
-    else:
-        write_tokenizer(folder)
+    if not (DATA / "vocab").is_dir():
+        raise SystemExit(
+            f"{DATA}: llama.cpp's converter needs a real vocabulary, and none is there"
+        )
+    write_llama3(folder)
     shards = list(_shards(read_model_spec(folder / "config.json"), tied=real.tied))
     pool = _pool()
     weight_map = {}
