@@ -18,7 +18,8 @@ from tests.verify.test_verify import right, scripted, write_suite
 from verify.artifact import Artifact, Kind, open_artifact
 from verify.check import State
 from verify.engines import Engine
-from verify.report import ArtifactReport, print_report
+from verify.report.contents import ArtifactReport
+from verify.report.terminal import print_report
 from verify.verify import CHECKS_OF_FILES, open_engine, verify
 
 MODEL = "/models/hermes-FP8"

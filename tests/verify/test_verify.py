@@ -24,7 +24,8 @@ from verify.artifact import Artifact, Kind
 from verify.check import State
 from verify.engines import Engine
 from verify.engines.scripted import ScriptedEngine
-from verify.report import ArtifactReport, print_report
+from verify.report.contents import ArtifactReport
+from verify.report.terminal import print_report
 from verify.verify import verify
 
 RIGHT = '<tool_call>\n{{"name": "f", "arguments": {{"x": {}}}}}\n</tool_call><|im_end|>'
