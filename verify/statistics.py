@@ -127,12 +127,16 @@ class Flips:
         return State.FAIL if low > margin else State.NOT_ENOUGH_EVIDENCE
 
     def needed(self, margin: float) -> int:
-        """Prompts with which a model that has lost nothing would pass 4 times in 5, given as many
-        flips a prompt as here."""
+        """Prompts to pass with: given these shares of flips, and 4 times in 5 if nothing is lost.
+
+        The score statistic grows with the root of the number of prompts, so the first is exact.
+        """
         share = (self.worse + self.better) / self.total if self.total else 0.0
         for_flips = (Z_ONE_SIDED + Z_POWER) ** 2 * share / margin**2
         for_none = Z_ONE_SIDED**2 * (1 - margin) / margin
-        return math.ceil(max(for_flips, for_none))
+        score = self._score(margin) if self.total else 0.0
+        as_seen = self.total * (Z_ONE_SIDED / score) ** 2 if score < 0 else 0.0
+        return math.ceil(max(for_flips, for_none, as_seen) - 1e-9)
 
 
 def count_flips(pairs: Sequence[tuple[bool, bool]]) -> Flips:

@@ -65,7 +65,9 @@ def test_the_upper_end_covers_the_true_drop_nineteen_times_in_twenty() -> None:
     for worse in range(20):
         for better in range(15):
             stay = total - worse - better
-            chance = multinomial.pmf([worse, better, stay], total, [lost, gained, 1 - lost - gained])
+            chance = multinomial.pmf(
+                [worse, better, stay], total, [lost, gained, 1 - lost - gained]
+            )
             if Flips(worse, better, total).interval[1] >= lost - gained:
                 covered += float(chance)
     assert 0.94 < covered < 0.98
