@@ -3,8 +3,9 @@
 In: the reference's tokenizer and the artifact. For a GGUF the header must list the reference's
 tokens, each of its type (a `<tool_call>` of type control vanishes from what llama.cpp prints), and
 both sides encode the same strings, the suite's own prompts among them, to the same ids; llama.cpp
-parses special tokens and adds none, as it is used after a chat template. For a folder the tokenizer's files must be the source's,
-byte for byte, as must be every other file beside the weights except config.json.
+parses special tokens and adds none, as it is used after a chat template. For a folder the
+tokenizer's files must be the source's, byte for byte, as must be every other file beside the
+weights except config.json.
 
 The strings are where tokenizers are known to part: each added token next to a newline, a space, a
 quote and a brace; runs of digits; contractions; runs of white space; scripts without spaces;

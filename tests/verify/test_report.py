@@ -222,7 +222,7 @@ def test_hostile_replies_are_text_in_every_form(reference: Reference, tmp_path: 
     root = ElementTree.fromstring((tmp_path / "junit.xml").read_text(encoding="utf-8"))
     assert "\\x1b" in (root[0].get("name") or "")
     console = Console(record=True, width=100, file=(tmp_path / "out").open("w", encoding="utf-8"))
-    print_report(replace(report, gate=GateReport("", {})), console)
+    print_report(report, console)
     assert "\x1b[2J" not in console.export_text()
 
 

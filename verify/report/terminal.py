@@ -35,13 +35,13 @@ def print_report(report: Report, console: Console) -> None:
     console.print(_verdict_table(report))
     console.print(_score_table(report))
     suite, engine = report.suite, report.reference.engine
-    console.print(
+    about = (
         f"{suite.used} of {suite.available} conversations of {suite.name}; reference by "
-        f"{engine.name} {engine.version} in {engine.dtype}.{_detectable(report)}",
-        style="dim",
+        f"{engine.name} {engine.version} in {engine.dtype}.{_detectable(report)}"
     )
+    console.print(Text(printable(about)), style="dim")
     if report.gate.note:
-        console.print(Text(report.gate.note), style="dim")
+        console.print(Text(printable(report.gate.note)), style="dim")
     for artifact in report.artifacts:
         if artifact.not_checked:
             _print_served(artifact, console)
@@ -54,10 +54,11 @@ def _print_served(artifact: ArtifactReport, console: Console) -> None:
     """What was not looked at, and what stands for it."""
     by = f" by {artifact.engine.name} {artifact.engine.version}" if artifact.engine else ""
     unseen = ", ".join(artifact.not_checked)
-    console.print(Text(f"{artifact.name}: served{by}; of its files nothing is known: no {unseen}"))
+    text = f"{artifact.name}: served{by}; of its files nothing is known: no {unseen}"
+    console.print(Text(printable(text)))
     for outcome in artifact.outcomes:
         if outcome.check == "served_calls" and outcome.verdict.state is State.PASS:
-            console.print(Text(f"{artifact.name}: {outcome.verdict.reason}"))
+            console.print(Text(printable(f"{artifact.name}: {outcome.verdict.reason}")))
 
 
 def _detectable(report: Report) -> str:
@@ -71,13 +72,13 @@ def _detectable(report: Report) -> str:
     )
 
 
-def _new_table(title: str) -> Table:
+def _new_table(title: str | Text) -> Table:
     return Table(title=title, title_justify="left", box=box.SIMPLE_HEAD, padding=(0, 1, 0, 0))
 
 
 def _verdict_table(report: Report) -> Table:
     """A row an artifact; counts stand in the headings. `form` is every check without a run."""
-    table = _new_table(f"Compared with {report.reference.name}, %")
+    table = _new_table(Text(f"Compared with {printable(report.reference.name)}, %"))
     table.add_column("artifact", no_wrap=True)
     table.add_column("type", no_wrap=True)
     same = f"same calls\nof {report.suite.with_tools}", f"same text\nof {report.suite.used}"
@@ -88,8 +89,8 @@ def _verdict_table(report: Report) -> Table:
         agreement = next(o for o in artifact.outcomes if o.check == "agreement")
         form = [o.verdict.state for o in artifact.outcomes if o.check in OF_FILES]
         table.add_row(
-            artifact.name,
-            artifact.type,
+            Text(printable(artifact.name)),
+            Text(printable(artifact.type)),
             f"{artifact.size_bytes / 1e6:.1f}" if artifact.size_bytes else "-",
             _state(total_state(form)) if form else "-",
             _percent(agreement.verdict.numbers.get("same_calls_rate")),
@@ -112,7 +113,7 @@ def _score_table(report: Report) -> Table:
     for name, scores in rows:
         if scores is not None:
             rates = [scores.kinds[kind] for kind in kinds] + [scores.malformed]
-            table.add_row(name, *(_percent(rate.value) for rate in rates))
+            table.add_row(Text(printable(name)), *(_percent(rate.value) for rate in rates))
     return table
 
 
