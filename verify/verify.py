@@ -36,23 +36,14 @@ from verify.check import Check, Outcome, State, Verdict, total_state
 from verify.differences import Difference, differences
 from verify.engines import ChatEngine, Engine, EngineInfo, OnProgress, ServedReply
 from verify.evidence import Answer, Evidence, Reference, ask, ask_served, make_prompts
-from verify.gate import Gate, read_gate
+from verify.gate import read_gate
 from verify.gguf_weights import check_gguf_weights
-from verify.report.contents import (
-    ArtifactReport,
-    Detectable,
-    GateReport,
-    ReferenceReport,
-    Report,
-    Scores,
-    SuiteReport,
-)
-from verify.scoring import score
+from verify.report.contents import ArtifactReport, ReferenceReport, Report, Scores
 from verify.served import NAME as SERVED_CALLS
 from verify.served import check_served_calls
-from verify.statistics import count, smallest_detectable_drop
 from verify.structure import check_structure, expected_gguf_shapes
-from verify.suite import Suite, read_suite
+from verify.suite import read_suite
+from verify.summary import gate_report, scores, suite_report
 from verify.templates import check_templates
 from verify.tokens import check_tokens
 from verify.weights import check_weights, is_fp8
@@ -62,8 +53,6 @@ CHECKS_BEFORE: tuple[Check[Evidence], ...] = (check_structure, check_tokens, che
 CHECKS_OF_FILES = ("structure", "tokens", "templates")
 """The names of CHECKS_BEFORE, none of which can be made of a served model."""
 CHECKS_AFTER: tuple[Check[Evidence], ...] = (check_agreement,)
-FLIP_SHARES = (0.02, 0.05, 0.10)
-"""Shares of prompts that flip either way for which a suite states its smallest detectable drop."""
 OpenEngine = Callable[[Artifact], Engine]
 OnNamedProgress = Callable[[str, int, int], None]
 Served = tuple[ServedReply | None, ...]
@@ -135,8 +124,8 @@ def verify(
         found = _run(open_engine, evidence, max_new_tokens, on_progress)
         base = replace(base, answers=found.answers, engine=found.info)
         seconds = time.monotonic() - begin
-        scores = _scores(base, found.answers)
-        reported = ReferenceReport(source.name, found.info, scores, seconds)
+        right = scores(base, found.answers)
+        reported = ReferenceReport(source.name, found.info, right, seconds)
         reports = tuple(
             _verify_one(
                 Evidence(base, artifact, asked.of(artifact.type)),
@@ -148,9 +137,14 @@ def verify(
             for artifact in opened
         )
         tokenizer.close()
-    suite_report = _suite_report(chosen)
-    gate_report = _gate_report(asked, opened)
-    return Report(tool_version(), suite_report, gate_report, max_new_tokens, reported, reports)
+    return Report(
+        tool_version(),
+        suite_report(chosen),
+        gate_report(asked, opened),
+        max_new_tokens,
+        reported,
+        reports,
+    )
 
 
 def _verify_one(
@@ -230,7 +224,7 @@ def _look_at_answers(evidence: Evidence, found: _Found) -> _Answered:
     return _Answered(
         tuple(outcomes),
         found.info,
-        _scores(reference, found.answers),
+        scores(reference, found.answers),
         confusion(reference.conversations, pairs),
         tuple(differences(reference.conversations, pairs)),
     )
@@ -293,43 +287,3 @@ def _run(
         return _Found(answers, engine.info, served)
     finally:
         engine.close()
-
-
-def _scores(reference: Reference, answers: tuple[Answer, ...]) -> Scores:
-    flags: dict[str, list[bool]] = {}
-    for conversation, answer in zip(reference.conversations, answers, strict=True):
-        if conversation.expected is not None:
-            for kind, right in score(conversation.expected, answer).items():
-                flags.setdefault(kind, []).append(right)
-    return Scores(
-        kinds={kind: count(values) for kind, values in flags.items()},
-        malformed=count([bool(answer.reply.malformed) for answer in answers]),
-        cut_off=count([not answer.finished for answer in answers]),
-    )
-
-
-def _suite_report(suite: Suite) -> SuiteReport:
-    with_tools = sum(bool(conversation.tools) for conversation in suite.conversations)
-    return SuiteReport(
-        name=suite.name,
-        sha256=suite.sha256,
-        used=len(suite.conversations),
-        available=suite.available,
-        with_tools=with_tools,
-        tags=suite.tags,
-        detectable=tuple(
-            Detectable(share, smallest_detectable_drop(with_tools, share)) for share in FLIP_SHARES
-        ),
-    )
-
-
-def _gate_report(gate: Gate, artifacts: Sequence[Artifact]) -> GateReport:
-    """What was asked of the types at hand."""
-    used = {artifact.type: gate.of(artifact.type) for artifact in artifacts}
-    return GateReport(
-        gate.note,
-        {
-            name: {"class": asked.name, "same_calls": asked.same_calls, **asked.drops.model_dump()}
-            for name, asked in used.items()
-        },
-    )
