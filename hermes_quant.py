@@ -259,8 +259,11 @@ def verify(
     """Compare what artifacts answer with what the reference answers, tool calls first."""
     with _errors():
         from verify.report.terminal import print_report
+        from verify.report.write import prepare_folder, write_report
         from verify.verify import verify as verb
 
+        if out is not None:
+            prepare_folder(out)
         with _steps(as_json) as report_progress:
             report = verb(
                 reference,
@@ -272,9 +275,8 @@ def verify(
                 on_progress=report_progress,
             )
         if out is not None:
-            from verify.report.write import write_report
-
             write_report(report, out)
+            typer.echo(f"report: {out / 'report.html'}", err=True)
         if as_json:
             _print_json(report.to_dict())
         else:

@@ -122,6 +122,15 @@ def test_a_matrix_with_fewer_bits_than_the_mixture_has_takes_its_name_away(
     assert open_artifact(tmp_path / "m-Q4_K_M.gguf").type == "Q4_K"
 
 
+def test_a_folder_for_the_report_that_cannot_be_is_said_before_anything_runs(
+    reference_folder: Path, artifacts: dict[str, Path], tmp_path: Path
+) -> None:
+    (tmp_path / "file").write_text("")
+    done = invoke("verify", reference_folder, artifacts["Q8_0"], "--out", tmp_path / "file")
+    assert done.exit_code == 2
+    assert "file: cannot be made a folder" in done.stderr
+
+
 def test_the_gate_on_the_command_line_decides(
     reference_folder: Path, artifacts: dict[str, Path], tmp_path: Path
 ) -> None:

@@ -325,6 +325,11 @@ def test_only_the_differing_characters_are_marked() -> None:
     assert [piece for piece in second if piece.differs] == [Piece("8", True)]
 
 
+def test_a_sentence_in_place_of_a_call_is_marked_whole() -> None:
+    first, second = marked(call(1234), "None of these tools fits this request.")
+    assert [piece.differs for piece in (*first, *second)] == [True, True]
+
+
 def test_a_change_is_signed_as_a_change() -> None:
     assert [points(value) for value in (0.02, -0.013, 0.0, 0.0001, None)] == [
         "\u22122.0", "+1.3", "0.0", "0.0", "\u2013",

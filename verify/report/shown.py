@@ -14,6 +14,8 @@ from dataclasses import dataclass
 COMPARED_CHARACTERS = 1200
 """Longer texts are compared by their common ends only: matching takes time quadratic in length."""
 SHOWN_CHARACTERS = 4000
+ALIKE = 0.5
+"""Texts that have less than this share of characters in common are marked whole."""
 _BIDIRECTIONAL = {*range(0x202A, 0x202F), *range(0x2066, 0x206A), 0x200E, 0x200F}
 
 
@@ -56,6 +58,9 @@ def _runs(a: str, b: str) -> Iterator[tuple[bool, str, str]]:
     """(differs, part of a, part of b), in order; the parts put together are the texts."""
     if max(len(a), len(b)) <= COMPARED_CHARACTERS:
         matcher = difflib.SequenceMatcher(None, a, b, autojunk=False)
+        if matcher.ratio() < ALIKE:  # marks between chance letters would say nothing
+            yield True, a, b
+            return
         for tag, a1, a2, b1, b2 in matcher.get_opcodes():
             yield tag != "equal", a[a1:a2], b[b1:b2]
         return

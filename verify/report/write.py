@@ -16,6 +16,14 @@ from verify.report.html import render_html
 from verify.report.junit import render_junit
 
 
+def prepare_folder(folder: Path) -> None:
+    """Make the folder, before a long run rather than after. Raises InputError if that fails."""
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise InputError(f"{folder}: cannot be made a folder: {error.strerror}") from error
+
+
 def write_report(report: Report, folder: Path) -> tuple[Path, ...]:
     """Write all three forms; the paths written. Raises InputError where that cannot be done."""
     forms = {
@@ -23,8 +31,8 @@ def write_report(report: Report, folder: Path) -> tuple[Path, ...]:
         "report.json": json.dumps(report.to_dict(), indent=2, allow_nan=False) + "\n",
         "junit.xml": render_junit(report),
     }
+    prepare_folder(folder)
     try:
-        folder.mkdir(parents=True, exist_ok=True)
         for name, text in forms.items():
             part = folder / f"{name}.part"
             part.write_text(text, encoding="utf-8")
