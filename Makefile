@@ -13,9 +13,9 @@ demo: .venv/.verify
 	$(BIN)/hermes-quant quantize $(NANO) --out $(DEMO) $(foreach target,$(TARGETS),--to $(target))
 	$(BIN)/hermes-quant verify $(NANO) \
 	  $(foreach target,$(filter-out FP8_DYNAMIC,$(TARGETS)),$(DEMO)/hermes-nano-$(target).gguf) \
-	  $(DEMO)/hermes-nano-FP8_DYNAMIC --limit $(DEMO_LIMIT)
+	  $(DEMO)/hermes-nano-FP8_DYNAMIC --limit $(DEMO_LIMIT) --out $(DEMO)/report
 	@echo
-	@echo "The artifacts are in ./$(DEMO), each with its provenance in hermes-quant.json."
+	@echo "The artifacts are in ./$(DEMO), each with its provenance in hermes-quant.json; ./$(DEMO)/report/report.html is the whole report."
 
 test: .venv/.test
 	$(BIN)/python -m pytest -n 2

@@ -330,17 +330,39 @@ def verify(
     limit: Annotated[
         int | None, typer.Option(min=1, help="Use this many prompts, spread evenly.")
     ] = None,
+    gate: Annotated[
+        Path | None, typer.Option(help="YAML of thresholds by type; see docs/gates.md.")
+    ] = None,
+    imatrix: Annotated[
+        Path | None, typer.Option(help="Importance matrix that the GGUF files were made with.")
+    ] = None,
+    out: Annotated[
+        Path | None,
+        typer.Option("--out", "-o", help="Folder for report.html, report.json and junit.xml."),
+    ] = None,
     as_json: JsonOption = False,
 ) -> None:
     """Compare what artifacts answer with what the reference answers, tool calls first."""
     with _errors():
-        from verify.report import print_report
+        from verify.report.terminal import print_report
+        from verify.report.write import prepare_folder, write_report
         from verify.verify import verify as verb
 
+        if out is not None:
+            prepare_folder(out)
         with _steps(as_json) as report_progress:
             report = verb(
-                reference, artifacts, suite=suite, limit=limit, on_progress=report_progress
+                reference,
+                artifacts,
+                suite=suite,
+                limit=limit,
+                gate=gate,
+                imatrix=imatrix,
+                on_progress=report_progress,
             )
+        if out is not None:
+            write_report(report, out)
+            typer.echo(f"report: {out / 'report.html'}", err=True)
         if as_json:
             _print_json(report.to_dict())
         else:

@@ -1,8 +1,9 @@
 """Checkpoints of real shapes with random weights, for measuring time and memory.
 
 `write_model` makes a Llama checkpoint of a published shape, whole or cut to fewer layers, in bf16
-shards of about 2 GB, with the real Llama-3 vocabulary of the data folder. Values come from one pool of 16 M heavy-tailed normal numbers that each
-tensor starts reading at another place: no quantizer can tell, and 6 GB are written in seconds.
+shards of about 2 GB, with the real Llama-3 vocabulary of the data folder. Values come from one pool
+of 16 M heavy-tailed normal numbers that each tensor starts reading at another place: no quantizer
+can tell, and 6 GB are written in seconds.
 """
 
 from __future__ import annotations

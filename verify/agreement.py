@@ -7,8 +7,8 @@ In: the answers of both to the same prompts. Out: an Outcome with two rates and 
 
 Right and wrong do not enter here: an artifact that repeats its reference's mistakes is a faithful
 one. The gate is on `same_calls`, because that is what a release must not change, and it is a coarse
-one: it asks whether an artifact is plainly broken. The 95 % Wilson interval must lie above a floor
-(`FLOORS`): pass if its lower end does, fail if even its upper end is below, else not enough
+one: it asks whether an artifact is plainly broken. The 95 % Wilson interval must lie above the
+gate's floor: pass if its lower end does, fail if even its upper end is below, else not enough
 evidence. With no disagreement at all, 35 conversations with tools are needed to reach 0.90.
 """
 
@@ -17,7 +17,6 @@ from __future__ import annotations
 from collections.abc import Iterator
 
 from convert.conversation import Conversation
-from verify.artifact import SERVED, Artifact
 from verify.check import Finding, Number, Outcome, State, Verdict
 from verify.evidence import Answer, Evidence
 from verify.statistics import Rate, count
@@ -26,12 +25,6 @@ from verify.tool_calls import compare_calls
 NAME = "agreement"
 FINDINGS_SHOWN = 20
 _PREVIEW = 200
-
-STRICT_FLOOR, LOOSE_FLOOR = 0.90, 0.75
-FLOORS = dict.fromkeys(("F32", "F16", "BF16", "Q8_0", "Q6_K", "FP8_DYNAMIC", SERVED), STRICT_FLOOR)
-"""The share of same calls below which an artifact of this type is broken. A type that is not listed
-has fewer than six bits a weight and gets LOOSE_FLOOR. What is served is not known, so it is held to
-the strict one."""
 
 
 def check_agreement(evidence: Evidence, /) -> Outcome:
@@ -44,16 +37,11 @@ def check_agreement(evidence: Evidence, /) -> Outcome:
         [same_calls(*pair) for pair, has_tools in zip(pairs, tools, strict=True) if has_tools]
     )
     text = count([same_text(*pair) for pair in pairs])
-    floor = floor_of(evidence.artifact)
+    floor = evidence.thresholds.same_calls
     state = calls.decide(floor)
     verdict = Verdict(state, _reason(state, calls, floor), _numbers(calls, text, floor))
     findings = list(_differences(reference.conversations, pairs))
     return Outcome(NAME, verdict, tuple(findings[:FINDINGS_SHOWN]))
-
-
-def floor_of(artifact: Artifact) -> float:
-    """The share of same calls an artifact must reach."""
-    return FLOORS.get(artifact.type, LOOSE_FLOOR)
 
 
 def same_calls(ours: Answer, theirs: Answer) -> bool:

@@ -1,9 +1,10 @@
 """What is to be verified: a GGUF file, a folder or a served model, told apart without its weights.
 
 In: a path, or the address of an OpenAI-compatible server. Out: an `Artifact`: its kind, which
-decides the engine and the checks, and its `type`, the word for how it is stored (`Q4_K`,
+decides the engine and the checks, and its `type`, the word for how it is stored (`Q4_K_M`,
 `FP8_DYNAMIC`, `BF16`), which decides what may be asked of it. A GGUF stores many types; its word is
-the one that holds most values. What a server has stored it does not say: the type is "served".
+the published name of its `general.file_type`, if the tensors can be of that mixture, else the type
+that holds most values. What a server has stored it does not say: the type is "served".
 
 A path that is neither is bad input. A file that claims to be a GGUF and is broken is an artifact:
 it gets the type "unknown" and fails its checks, and the others beside it are still verified.
@@ -21,9 +22,11 @@ from typing import TYPE_CHECKING, Any
 
 from convert.checkpoint import Checkpoint
 from convert.errors import InputError, UnsupportedError
-from convert.gguf_reader import read_gguf
+from convert.gguf import GGML_TYPES
+from convert.gguf_reader import GGUFFile, read_gguf
 from convert.model_spec import read_json_object
 from quantize.compressed_tensors import TARGETS, quantization_config
+from quantize.mixture_table import MIXTURES
 
 if TYPE_CHECKING:
     from verify.engines.openai_client import ServedModel
@@ -105,8 +108,29 @@ def _open_gguf(path: Path) -> Artifact:
         file = read_gguf(path)
     except InputError:
         return Artifact(path, Kind.GGUF, UNKNOWN, path.stat().st_size)
+    return Artifact(path, Kind.GGUF, _gguf_type(file), file.size_bytes)
+
+
+def _gguf_type(file: GGUFFile) -> str:
+    """The mixture that the header names, unless a matrix has fewer bits than any of that mixture.
+
+    Tensors with more bits are common (an override, a row that does not divide into blocks) and take
+    nothing away.
+    """
     stored = _most((t.ggml_type, t.shape) for t in file.tensors.values())
-    return Artifact(path, Kind.GGUF, stored, file.size_bytes)
+    matrices = {t.ggml_type for t in file.tensors.values() if len(t.shape) > 1}
+    number = file.fields.get("general.file_type")
+    for mixture in MIXTURES.values():
+        if mixture.file_type == number:
+            least = min(map(_bits, (mixture.default, *(kind for _, kind, _ in mixture.rules))))
+            fits = all(_bits(kind) >= least for kind in matrices)
+            return mixture.name if fits and mixture.default in matrices else stored
+    return stored
+
+
+def _bits(ggml_type: str) -> float:
+    kind = GGML_TYPES[ggml_type]
+    return 8 * kind.block_bytes / kind.block
 
 
 def _checkpoint_type(path: Path) -> str:

@@ -20,6 +20,7 @@ from convert.model_spec import read_json_object
 from convert.rendering import Tokenizer, render
 from verify.artifact import Artifact
 from verify.engines import ChatEngine, Engine, EngineInfo, Ids, OnProgress, ServedReply
+from verify.gate import Thresholds
 from verify.tool_calls import Reply, parse_reply
 
 
@@ -52,13 +53,14 @@ class Reference:
 
 @dataclass(frozen=True, slots=True)
 class Evidence:
-    """One artifact beside its reference.
+    """One artifact beside its reference, and what the gate asks of its type.
 
     `served` holds a server's own reading of each conversation that has tools, None for the others.
     """
 
     reference: Reference
     artifact: Artifact
+    thresholds: Thresholds
     answers: tuple[Answer, ...] | None = None
     served: tuple[ServedReply | None, ...] | None = None
 

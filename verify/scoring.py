@@ -56,14 +56,19 @@ def looks_like_refusal(text: str) -> bool:
     return _REFUSAL.match(text.lstrip().replace("\u2019", "'")) is not None
 
 
-def _is_json(expected: ExpectedJson, text: str) -> bool:
+def is_valid_json(text: str, schema: dict[str, Any] | None) -> bool:
+    """Whether a reply is one JSON value and nothing else, valid for the schema if one is given."""
     try:
         value = loads_strict(text)
     except (ValueError, RecursionError):
         return False
-    if canonical_json(value) != canonical_json(expected.value):
+    return schema is None or _is_valid(value, schema)
+
+
+def _is_json(expected: ExpectedJson, text: str) -> bool:
+    if not is_valid_json(text, expected.schema):
         return False
-    return expected.schema is None or _is_valid(value, expected.schema)
+    return canonical_json(loads_strict(text)) == canonical_json(expected.value)
 
 
 def _is_valid(value: Any, schema: dict[str, Any]) -> bool:

@@ -17,7 +17,6 @@ from __future__ import annotations
 from collections.abc import Iterator
 from dataclasses import dataclass
 
-from verify.agreement import floor_of
 from verify.check import Finding, Outcome, Verdict
 from verify.engines import ServedReply
 from verify.evidence import Answer, Evidence
@@ -54,7 +53,7 @@ def check_served_calls(evidence: Evidence, /) -> Outcome:
     calls = count([pair.same_calls for pair in pairs])
     prompts = count([pair.same_prompt for pair in every])
     low, high = calls.interval
-    floor = floor_of(evidence.artifact)
+    floor = evidence.thresholds.same_calls
     reason = (
         f"the server's parser found the same calls in {calls.hits} of {calls.total},"
         f" 95 % interval {low:.3f} to {high:.3f}; floor {floor:.2f}"

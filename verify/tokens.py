@@ -1,9 +1,11 @@
 """Tokens: does the artifact cut text into the same ids as the reference?
 
-In: the reference's tokenizer and the artifact. For a GGUF both sides encode the same strings, the
-suite's own prompts among them, and every id must agree; llama.cpp parses special tokens and adds
-none, as it is used after a chat template. For a folder the tokenizer's files must be the source's,
-byte for byte, as must be every other file beside the weights except config.json.
+In: the reference's tokenizer and the artifact. For a GGUF the header must list the reference's
+tokens, each of its type (a `<tool_call>` of type control vanishes from what llama.cpp prints), and
+both sides encode the same strings, the suite's own prompts among them, to the same ids; llama.cpp
+parses special tokens and adds none, as it is used after a chat template. For a folder the
+tokenizer's files must be the source's, byte for byte, as must be every other file beside the
+weights except config.json.
 
 The strings are where tokenizers are known to part: each added token next to a newline, a space, a
 quote and a brace; runs of digits; contractions; runs of white space; scripts without spaces;
@@ -14,13 +16,15 @@ prompt moves every answer, and nothing else shows it.
 from __future__ import annotations
 
 import random
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 from convert.checkpoint import Checkpoint
-from convert.errors import InputError
+from convert.errors import InputError, UnsupportedError
 from convert.gguf_reader import read_gguf
 from convert.rendering import Tokenizer
+from convert.tokenizer import read_vocabulary
 from verify.artifact import Artifact, Kind
 from verify.check import Finding, Outcome, State, Verdict
 from verify.evidence import Evidence
@@ -41,6 +45,8 @@ PIECES = (
     "😀", "👩‍💻", "🇩🇪", "✅", "\u200b", "\ufeff", "\U0001d4b3", "∑",
 )  # fmt: skip
 NEIGHBOURS = ("\n", " ", '"', "'", "{", "}", "a", "1", "é", "<", "")
+VOCABULARY_LISTS = ("tokenizer.ggml.tokens", "tokenizer.ggml.token_type")
+ADDED_AROUND = ("tokenizer.ggml.add_bos_token", "tokenizer.ggml.add_eos_token")
 SPECIAL_IDS = {"bos_id": "tokenizer.ggml.bos_token_id", "eos_id": "tokenizer.ggml.eos_token_id"}
 
 
@@ -65,7 +71,9 @@ def _check_gguf(evidence: Evidence) -> Outcome:
         texts += [
             reference.tokenizer.decode(prompt) for prompt in reference.prompts[:PROMPTS_CHECKED]
         ]
-        findings = list(_special_findings(reference.tokenizer, evidence.artifact.path))
+        fields = read_gguf(evidence.artifact.path).fields
+        findings = list(_special_findings(reference.tokenizer, fields))
+        findings += _vocabulary_findings(reference.checkpoint, fields)
         for text in texts:
             expected, found = reference.tokenizer.encode(text), vocabulary.encode(text)
             if expected != found:
@@ -75,13 +83,35 @@ def _check_gguf(evidence: Evidence) -> Outcome:
     return _outcome(findings, {"strings": len(texts), "different": len(findings)}, "same ids")
 
 
-def _special_findings(tokenizer: Tokenizer, path: Path) -> Iterator[Finding]:
+def _special_findings(tokenizer: Tokenizer, fields: Mapping[str, Any]) -> Iterator[Finding]:
     """BOS and EOS of a GGUF that are not the reference's."""
-    fields = read_gguf(path).fields
     for attribute, key in SPECIAL_IDS.items():
         expected = getattr(tokenizer, attribute)
         if expected is not None and fields.get(key) != expected:
             yield Finding(key, f"is {fields.get(key)}, the reference's is {expected}")
+
+
+def _vocabulary_findings(source: Checkpoint, fields: Mapping[str, Any]) -> Iterator[Finding]:
+    """Tokens, their types and what is added around a text, where they are not the reference's."""
+    try:
+        vocabulary = read_vocabulary(source.path, source.spec)
+    except UnsupportedError:
+        return  # a vocabulary we cannot write ourselves; its ids are compared all the same
+    for field in vocabulary.fields():
+        found = fields.get(field.key)
+        if field.key in VOCABULARY_LISTS:
+            if not isinstance(found, list) or len(found) != len(field.value):
+                length = len(found) if isinstance(found, list) else "none"
+                yield Finding(
+                    field.key, f"{length} entries, the reference's has {len(field.value)}"
+                )
+                continue
+            different = [i for i, value in enumerate(field.value) if found[i] != value]
+            for i in different[:FINDINGS_SHOWN]:
+                token = f"token {i} ({vocabulary.pieces.tokens[i]!r})"
+                yield Finding(field.key, f"{token} is {found[i]!r}, expected {field.value[i]!r}")
+        elif field.key in ADDED_AROUND and found is not None and found != field.value:
+            yield Finding(field.key, f"is {found}, the reference's is {field.value}")
 
 
 def _first_difference(expected: Sequence[int], found: Sequence[int]) -> str:

@@ -1,11 +1,11 @@
 """The verb `verify`: one reference, any number of artifacts, one report.
 
 The reference answers the suite once, in float32, and is put away; then each artifact in turn is
-looked at (structure, tokens, templates, and the weights of an FP8 folder), run by the engine it is
-made for, and compared. One model is in memory at a time. An artifact whose structure is wrong is
-not run: what it would answer says nothing. One that its engine cannot load has failed, one that the
-engine cannot compute as it is meant to be computed leaves too little evidence, and the others are
-verified all the same.
+looked at (structure, tokens, templates, and the weights of an FP8 folder or a GGUF), run by the
+engine it is made for, and compared under the gate's thresholds for its type. One model is in memory
+at a time. An artifact whose structure is wrong is not run: what it would answer says nothing. One
+that its engine cannot load has failed, one that the engine cannot compute as it is meant to be
+computed leaves too little evidence, and the others are verified all the same.
 
 An artifact may be the address of an OpenAI-compatible server. Its files are out of reach, so the
 report names the checks that were not made; instead, its own parser's tool calls are compared too. A
@@ -27,18 +27,23 @@ from convert.errors import InputError, ServerError, UnsupportedError
 from convert.hub import locate
 from convert.job import tool_version
 from convert.rendering import Tokenizer
+from quantize.importance import ImportanceFile, read_importance
 from verify.agreement import check_agreement
 from verify.artifact import Artifact, Kind, open_artifact
+from verify.behaviour import check_behaviour, not_measured
+from verify.call_outcomes import confusion
 from verify.check import Check, Outcome, State, Verdict, total_state
+from verify.differences import Difference, differences
 from verify.engines import ChatEngine, Engine, EngineInfo, OnProgress, ServedReply
 from verify.evidence import Answer, Evidence, Reference, ask, ask_served, make_prompts
-from verify.report import ArtifactReport, ReferenceReport, Report, Scores, SuiteReport
-from verify.scoring import score
+from verify.gate import read_gate
+from verify.gguf_weights import check_gguf_weights
+from verify.report.contents import ArtifactReport, ReferenceReport, Report, Scores
 from verify.served import NAME as SERVED_CALLS
 from verify.served import check_served_calls
-from verify.statistics import count
 from verify.structure import check_structure, expected_gguf_shapes
-from verify.suite import Suite, read_suite
+from verify.suite import read_suite
+from verify.summary import gate_report, scores, suite_report
 from verify.templates import check_templates
 from verify.tokens import check_tokens
 from verify.weights import check_weights, is_fp8
@@ -84,6 +89,8 @@ def verify(
     *,
     suite: Path | None = None,
     limit: int | None = None,
+    gate: Path | None = None,
+    imatrix: Path | None = None,
     max_new_tokens: int = DEFAULT_MAX_NEW_TOKENS,
     on_progress: OnNamedProgress | None = None,
     open_engine: OpenEngine = open_engine,
@@ -91,14 +98,18 @@ def verify(
     """Compare every artifact with the reference (a folder or hub id) on a suite of conversations.
 
     An artifact is a GGUF file, a folder, or the address of a server (`http://host:8000/v1`).
-    Without a `suite` (a JSONL file or a folder of them) the reference's own prompts are used.
+    Without a `suite` (a JSONL file or a folder of them) the reference's own prompts are used,
+    without a `gate` the one among them, else the defaults. `imatrix` is the importance matrix that
+    the GGUF files were made with.
     Raises InputError for what cannot be begun with: a quantized reference, a path that is no
     artifact, a server that does not answer, a suite that cannot be read or rendered.
     """
     if not artifacts:
         raise InputError("no artifact to verify; name a GGUF file, a folder or a server's address")
     opened = [open_artifact(path) for path in artifacts]
+    importance = read_importance(imatrix) if imatrix else None
     with Checkpoint.open(locate(str(reference)).folder) as checkpoint:
+        asked = read_gate(gate, checkpoint.path)
         source = open_artifact(checkpoint.path)
         if source.kind is not Kind.CHECKPOINT:
             raise UnsupportedError(f"{reference}: quantized; the reference must be the original")
@@ -109,35 +120,45 @@ def verify(
         prompts = make_prompts(checkpoint, tokenizer, chosen.conversations, max_new_tokens)
         base = Reference(checkpoint, tokenizer, chosen.conversations, prompts)
         begin = time.monotonic()
-        found = _run(open_engine, Evidence(base, source), max_new_tokens, on_progress)
+        evidence = Evidence(base, source, asked.of(source.type))
+        found = _run(open_engine, evidence, max_new_tokens, on_progress)
         base = replace(base, answers=found.answers, engine=found.info)
         seconds = time.monotonic() - begin
-        scores = _scores(base, found.answers)
-        reported = ReferenceReport(source.name, found.info, scores, seconds)
+        right = scores(base, found.answers)
+        reported = ReferenceReport(source.name, found.info, right, seconds)
         reports = tuple(
-            _verify_one(base, artifact, open_engine, max_new_tokens, on_progress)
+            _verify_one(
+                Evidence(base, artifact, asked.of(artifact.type)),
+                importance,
+                open_engine,
+                max_new_tokens,
+                on_progress,
+            )
             for artifact in opened
         )
         tokenizer.close()
-    return Report(tool_version(), _suite_report(chosen), max_new_tokens, reported, reports)
+    return Report(
+        tool_version(),
+        suite_report(chosen),
+        gate_report(asked, opened),
+        max_new_tokens,
+        reported,
+        reports,
+    )
 
 
 def _verify_one(
-    reference: Reference,
-    artifact: Artifact,
+    evidence: Evidence,
+    importance: ImportanceFile | None,
     open_engine: OpenEngine,
     max_new_tokens: int,
     on_progress: OnNamedProgress | None,
 ) -> ArtifactReport:
     """All checks on one artifact, and its scores if it could be run."""
     begin = time.monotonic()
-    evidence = Evidence(reference, artifact)
-    before = () if artifact.served else CHECKS_BEFORE
-    outcomes = [check(evidence) for check in before]
-    info: EngineInfo | None = None
-    scores: Scores | None = None
-    if outcomes and outcomes[0].verdict.state is not State.FAIL and is_fp8(artifact):
-        outcomes.append(check_weights(evidence))
+    artifact = evidence.artifact
+    outcomes = _check_files(evidence, importance)
+    answered: _Answered | None = None
     if outcomes and outcomes[0].verdict.state is State.FAIL:
         outcomes.append(_not_run(State.NOT_ENOUGH_EVIDENCE, "not run: its structure is wrong"))
     else:
@@ -148,22 +169,64 @@ def _verify_one(
         except InputError as error:
             outcomes.append(_not_run(State.FAIL, str(error)))
         else:
-            evidence = replace(evidence, answers=found.answers)
-            outcomes += [check(evidence) for check in CHECKS_AFTER]
-            if found.served is not None:
-                outcomes.append(_served_outcome(evidence, found.served))
-            info, scores = found.info, _scores(reference, found.answers)
+            answered = _look_at_answers(evidence, found)
+            outcomes += answered.outcomes
     return ArtifactReport(
         name=artifact.name,
         kind=artifact.kind.value,
         type=artifact.type,
         size_bytes=artifact.size_bytes,
+        gate_class=evidence.thresholds.name,
         state=total_state(outcome.verdict.state for outcome in outcomes),
         outcomes=tuple(outcomes),
-        engine=info,
-        scores=scores,
+        engine=answered.info if answered else None,
+        scores=answered.scores if answered else None,
         seconds=time.monotonic() - begin,
         not_checked=CHECKS_OF_FILES if artifact.served else (),
+        not_measured=not_measured(outcomes) if answered else (),
+        confusion=answered.confusion if answered else {},
+        differences=answered.differences if answered else (),
+    )
+
+
+def _check_files(evidence: Evidence, importance: ImportanceFile | None) -> list[Outcome]:
+    """What can be said without running it; the weights only where the structure is right."""
+    if evidence.artifact.served:
+        return []
+    outcomes = [check(evidence) for check in CHECKS_BEFORE]
+    if outcomes[0].verdict.state is not State.FAIL:
+        if is_fp8(evidence.artifact):
+            outcomes.append(check_weights(evidence))
+        if evidence.artifact.kind is Kind.GGUF:
+            outcomes.append(check_gguf_weights(evidence, importance))
+    return outcomes
+
+
+@dataclass(frozen=True, slots=True)
+class _Answered:
+    """What the answers of an artifact come to."""
+
+    outcomes: tuple[Outcome, ...]
+    info: EngineInfo
+    scores: Scores
+    confusion: dict[str, dict[str, int]]
+    differences: tuple[Difference, ...]
+
+
+def _look_at_answers(evidence: Evidence, found: _Found) -> _Answered:
+    evidence = replace(evidence, answers=found.answers)
+    reference = evidence.reference
+    outcomes = [check(evidence) for check in CHECKS_AFTER]
+    outcomes += check_behaviour(evidence)
+    if found.served is not None:
+        outcomes.append(_served_outcome(evidence, found.served))
+    pairs = list(zip(reference.answers, found.answers, strict=True))
+    return _Answered(
+        tuple(outcomes),
+        found.info,
+        scores(reference, found.answers),
+        confusion(reference.conversations, pairs),
+        tuple(differences(reference.conversations, pairs)),
     )
 
 
@@ -224,27 +287,3 @@ def _run(
         return _Found(answers, engine.info, served)
     finally:
         engine.close()
-
-
-def _scores(reference: Reference, answers: tuple[Answer, ...]) -> Scores:
-    flags: dict[str, list[bool]] = {}
-    for conversation, answer in zip(reference.conversations, answers, strict=True):
-        if conversation.expected is not None:
-            for kind, right in score(conversation.expected, answer).items():
-                flags.setdefault(kind, []).append(right)
-    return Scores(
-        kinds={kind: count(values) for kind, values in flags.items()},
-        malformed=count([bool(answer.reply.malformed) for answer in answers]),
-        cut_off=count([not answer.finished for answer in answers]),
-    )
-
-
-def _suite_report(suite: Suite) -> SuiteReport:
-    return SuiteReport(
-        name=suite.name,
-        sha256=suite.sha256,
-        used=len(suite.conversations),
-        available=suite.available,
-        with_tools=sum(bool(conversation.tools) for conversation in suite.conversations),
-        tags=suite.tags,
-    )

@@ -13,6 +13,7 @@ from quantize.job import quantize
 from tests.miniature import write_checkpoint
 from verify.artifact import open_artifact
 from verify.evidence import Evidence, Reference, make_prompts
+from verify.gate import read_gate
 
 NAMES = {
     "F32": "mini-F32.gguf",
@@ -50,4 +51,5 @@ def reference(reference_folder: Path) -> Reference:
 
 def evidence(reference: Reference, path: Path) -> Evidence:
     """An artifact beside the reference, not run."""
-    return Evidence(reference, open_artifact(path))
+    artifact = open_artifact(path)
+    return Evidence(reference, artifact, read_gate(None).of(artifact.type))

@@ -21,10 +21,11 @@ from convert.errors import (
 from convert.rendering import Tokenizer
 from tests.verify.damage import rewrite_gguf
 from verify.artifact import Artifact, Kind
-from verify.check import State
+from verify.check import Outcome, State
 from verify.engines import Engine
 from verify.engines.scripted import ScriptedEngine
-from verify.report import ArtifactReport, print_report
+from verify.report.contents import ArtifactReport
+from verify.report.terminal import print_report
 from verify.verify import verify
 
 RIGHT = '<tool_call>\n{{"name": "f", "arguments": {{"x": {}}}}}\n</tool_call><|im_end|>'
@@ -45,6 +46,20 @@ def write_suite(folder: Path, count: int) -> Path:
     path = folder / "suite.jsonl"
     path.write_text("\n".join(json.dumps(record) for record in records))
     return path
+
+
+def write_gate(folder: Path, drop: float = 0.1) -> Path:
+    """A gate for every type with one margin, which a few dozen prompts can show."""
+    names = ("tool_calls", "lost_calls", "spurious_calls", "malformed_calls", "json_mode")
+    drops = dict.fromkeys((*names, "wrong_refusals", "missing_refusals"), drop)
+    asked = {"name": "all", "types": ["*"], "same_calls": 0.9, "drops": drops}
+    path = folder / "gate.yaml"
+    path.write_text(json.dumps({"classes": [asked]}))
+    return path
+
+
+def outcome_of(report: ArtifactReport, check: str) -> Outcome:
+    return next(outcome for outcome in report.outcomes if outcome.check == check)
 
 
 def right(i: int) -> str:
@@ -78,6 +93,7 @@ def run(
             reference_folder,
             [path or artifacts["Q8_0"]],
             suite=write_suite(tmp_path, count),
+            gate=write_gate(tmp_path),
             open_engine=engines,
         )
         assert report.reference.scores.kinds["calls"].value == 1
@@ -87,15 +103,17 @@ def run(
 
 
 def numbers(report: ArtifactReport) -> dict[str, object]:
-    return dict(report.outcomes[-1].verdict.numbers)
+    return dict(outcome_of(report, "agreement").verdict.numbers)
 
 
 def test_a_faithful_artifact_passes(run: Callable[..., ArtifactReport]) -> None:
     report = run(right)
     assert report.state is State.PASS
     assert [outcome.check for outcome in report.outcomes] == [
-        "structure", "tokens", "templates", "agreement"
+        "structure", "tokens", "templates", "gguf_weights", "agreement", "tool_calls", "lost_calls",
+        "malformed_calls", "wrong_refusals",
     ]  # fmt: skip
+    assert report.not_measured == ("spurious_calls", "json_mode", "missing_refusals")
     assert report.scores is not None
     assert report.scores.kinds["calls"].hits == report.scores.kinds["calls"].total == 90
     assert report.scores.kinds["harmless"].total == 10
@@ -126,7 +144,7 @@ def test_flipped_calls_fail(
     assert numbers(report)["same_text"] == 10
     assert report.scores is not None
     assert report.scores.malformed.hits == malformed
-    first = report.outcomes[-1].findings[0]
+    first = outcome_of(report, "agreement").findings[0]
     assert first.subject == "p0"
     assert "calls differ" in first.message
 
@@ -144,13 +162,13 @@ def test_few_prompts_and_few_flips_are_not_enough_evidence(
     assert run(right, count=39).state is State.PASS
     doubtful = run(lambda i: right(0) if i % 10 == 1 else right(i))
     assert doubtful.state is State.NOT_ENOUGH_EVIDENCE
-    assert "more prompts are needed" in doubtful.outcomes[-1].verdict.reason
+    assert "more prompts are needed" in outcome_of(doubtful, "agreement").verdict.reason
 
 
 def test_one_flip_in_a_hundred_passes_and_is_shown(run: Callable[..., ArtifactReport]) -> None:
     report = run(lambda i: right(i + 1) if i == 42 else right(i))
     assert report.state is State.PASS
-    assert [finding.subject for finding in report.outcomes[-1].findings] == ["p42"]
+    assert [finding.subject for finding in outcome_of(report, "agreement").findings] == ["p42"]
 
 
 def test_an_answer_without_an_end_is_counted(run: Callable[..., ArtifactReport]) -> None:
@@ -189,6 +207,7 @@ def test_one_that_cannot_be_loaded_fails_and_the_next_is_verified(
         reference_folder,
         [artifacts["F32"], artifacts["Q8_0"]],
         suite=write_suite(tmp_path, 60),
+        gate=write_gate(tmp_path),
         open_engine=open_engine,
     )
     assert [a.state for a in report.artifacts] == [State.FAIL, State.PASS]
@@ -228,6 +247,7 @@ def test_real_engines_agree_and_the_report_is_whole(
         reference_folder,
         list(artifacts.values()),
         suite=write_suite(tmp_path, 44),
+        gate=write_gate(tmp_path),
         max_new_tokens=4,
         on_progress=lambda *event: seen.append(event),
     )
@@ -239,7 +259,7 @@ def test_real_engines_agree_and_the_report_is_whole(
     assert fp8.activations.startswith("float8_e4m3")
     assert ("mini-Q8_0.gguf", 44, 44) in seen
     content = json.loads(json.dumps(report.to_dict(), allow_nan=False))
-    assert content["schema_version"] == 1
+    assert content["schema_version"] == 2
     assert str(tmp_path) not in json.dumps(content)
     assert str(reference_folder.parent) not in json.dumps(content)
     rate = content["artifacts"][0]["scores"]["kinds"]["calls"]

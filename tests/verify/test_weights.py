@@ -20,7 +20,7 @@ from tests.peers import model_free_ptq
 from tests.quantize.test_identity_fp8 import ROW, awkward_rows
 from tests.verify.conftest import evidence
 from tests.verify.lint.checkpoints import Tensors, change_tensors, make
-from tests.verify.test_verify import right, scripted, write_suite
+from tests.verify.test_verify import right, scripted, write_gate, write_suite
 from verify import weights
 from verify.artifact import Kind
 from verify.check import Outcome, State
@@ -200,6 +200,7 @@ def test_verify_looks_at_the_weights_of_an_fp8_folder_only(
         reference_folder,
         [artifacts["FP8_DYNAMIC"], artifacts["Q8_0"], broken],
         suite=write_suite(tmp_path, 100),
+        gate=write_gate(tmp_path),
         open_engine=engines,
     )
     whole, gguf, spoilt = report.artifacts

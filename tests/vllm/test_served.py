@@ -21,7 +21,7 @@ from quantize.mixture_table import MIXTURES
 from tests.vllm.conftest import ROOT
 from tests.vllm.server import NAME, NotServedError, serve
 from verify.check import State
-from verify.report import ArtifactReport
+from verify.report.contents import ArtifactReport
 from verify.verify import verify
 
 NANO = ROOT / "examples/hermes-nano"

@@ -1,8 +1,4 @@
-"""The report: what was verified, how, and what came out, as JSON and as a table.
-
-`Report.to_dict` is the machine's form: plain JSON values under a `schema_version` that changes when
-a field changes its meaning. It names files and folders by their own names, never by a local path.
-`print_report` is the person's form: two small tables, then whatever needs explaining.
+"""The report on a terminal: two small tables, then whatever needs explaining.
 
 Rates are written with their counts and their 95 % interval, because "97 %" of 30 is not "97 %" of
 3,000.
@@ -10,21 +6,15 @@ Rates are written with their counts and their 95 % interval, because "97 %" of 3
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from dataclasses import dataclass, fields, is_dataclass
-from enum import Enum
-from typing import Any
-
 from rich import box
 from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
-from verify.check import EXIT_CODES, Outcome, State, total_state
-from verify.engines import EngineInfo
-from verify.statistics import Rate
+from convert.terminal import printable
+from verify.check import Outcome, State, total_state
+from verify.report.contents import OF_FILES, ArtifactReport, Report
 
-SCHEMA_VERSION = 1
 STYLES = {State.PASS: "green", State.FAIL: "bold red", State.NOT_ENOUGH_EVIDENCE: "yellow"}
 WORDS = {State.PASS: "pass", State.FAIL: "FAIL", State.NOT_ENOUGH_EVIDENCE: "not enough evidence"}
 HEADINGS = {
@@ -37,107 +27,7 @@ HEADINGS = {
     "malformed": "mal-\nformed",
 }
 """Kinds of scores in the order of the table, and their headings."""
-OF_ANSWERS = ("agreement", "served_calls")
-"""Checks that need a run; all others are about form."""
 _FINDINGS_PRINTED = 5
-
-
-@dataclass(frozen=True, slots=True)
-class SuiteReport:
-    """Which conversations were used."""
-
-    name: str
-    sha256: str
-    used: int
-    available: int
-    with_tools: int
-    tags: Mapping[str, int]
-
-
-@dataclass(frozen=True, slots=True)
-class Scores:
-    """Right answers by kind (see `scoring.py`); malformed and cut off count all conversations."""
-
-    kinds: Mapping[str, Rate]
-    malformed: Rate
-    cut_off: Rate
-
-
-@dataclass(frozen=True, slots=True)
-class ReferenceReport:
-    """The reference, how it was computed and how often it is right."""
-
-    name: str
-    engine: EngineInfo
-    scores: Scores
-    seconds: float
-
-
-@dataclass(frozen=True, slots=True)
-class ArtifactReport:
-    """One artifact; engine and scores are None if it was not run.
-
-    `not_checked` names checks that cannot be made of it, as its files are out of reach; the size is
-    then 0.
-    """
-
-    name: str
-    kind: str
-    type: str
-    size_bytes: int
-    state: State
-    outcomes: tuple[Outcome, ...]
-    engine: EngineInfo | None
-    scores: Scores | None
-    seconds: float
-    not_checked: tuple[str, ...] = ()
-
-
-@dataclass(frozen=True, slots=True)
-class Report:
-    """Everything one run of verify found out."""
-
-    tool: str
-    suite: SuiteReport
-    max_new_tokens: int
-    reference: ReferenceReport
-    artifacts: tuple[ArtifactReport, ...]
-
-    @property
-    def state(self) -> State:
-        """The worst state of any artifact."""
-        return total_state(artifact.state for artifact in self.artifacts)
-
-    @property
-    def exit_code(self) -> int:
-        """0 passed, 1 a gate failed, 3 not enough evidence."""
-        return EXIT_CODES[self.state]
-
-    def to_dict(self) -> dict[str, Any]:
-        """Plain JSON values."""
-        content: dict[str, Any] = _plain(self)
-        return {"schema_version": SCHEMA_VERSION, "state": self.state.value, **content}
-
-
-def _plain(value: Any) -> Any:
-    if isinstance(value, Rate):
-        low, high = value.interval
-        return {
-            "hits": value.hits,
-            "total": value.total,
-            "rate": value.value,
-            "low": low,
-            "high": high,
-        }
-    if isinstance(value, Enum):
-        return value.value
-    if is_dataclass(value):
-        return {field.name: _plain(getattr(value, field.name)) for field in fields(value)}
-    if isinstance(value, Mapping):
-        return {str(key): _plain(item) for key, item in value.items()}
-    if isinstance(value, (set, frozenset)):
-        return sorted(value)
-    return [_plain(item) for item in value] if isinstance(value, (list, tuple)) else value
 
 
 def print_report(report: Report, console: Console) -> None:
@@ -145,11 +35,13 @@ def print_report(report: Report, console: Console) -> None:
     console.print(_verdict_table(report))
     console.print(_score_table(report))
     suite, engine = report.suite, report.reference.engine
-    console.print(
+    about = (
         f"{suite.used} of {suite.available} conversations of {suite.name}; reference by "
-        f"{engine.name} {engine.version} in {engine.dtype}.",
-        style="dim",
+        f"{engine.name} {engine.version} in {engine.dtype}.{_detectable(report)}"
     )
+    console.print(Text(printable(about)), style="dim")
+    if report.gate.note:
+        console.print(Text(printable(report.gate.note)), style="dim")
     for artifact in report.artifacts:
         if artifact.not_checked:
             _print_served(artifact, console)
@@ -162,19 +54,31 @@ def _print_served(artifact: ArtifactReport, console: Console) -> None:
     """What was not looked at, and what stands for it."""
     by = f" by {artifact.engine.name} {artifact.engine.version}" if artifact.engine else ""
     unseen = ", ".join(artifact.not_checked)
-    console.print(Text(f"{artifact.name}: served{by}; of its files nothing is known: no {unseen}"))
+    text = f"{artifact.name}: served{by}; of its files nothing is known: no {unseen}"
+    console.print(Text(printable(text)))
     for outcome in artifact.outcomes:
         if outcome.check == "served_calls" and outcome.verdict.state is State.PASS:
-            console.print(Text(f"{artifact.name}: {outcome.verdict.reason}"))
+            console.print(Text(printable(f"{artifact.name}: {outcome.verdict.reason}")))
 
 
-def _new_table(title: str) -> Table:
+def _detectable(report: Report) -> str:
+    """What drop the suite can show at all, for the middle one of the assumed shares of flips."""
+    middle = report.suite.detectable[len(report.suite.detectable) // 2]
+    if middle.drop is None:
+        return ""
+    return (
+        f" Of {report.suite.with_tools} with tools, a drop of {100 * middle.drop:.1f} points is the"
+        f" smallest to show if {100 * middle.flip_share:.0f} % flip."
+    )
+
+
+def _new_table(title: str | Text) -> Table:
     return Table(title=title, title_justify="left", box=box.SIMPLE_HEAD, padding=(0, 1, 0, 0))
 
 
 def _verdict_table(report: Report) -> Table:
     """A row an artifact; counts stand in the headings. `form` is every check without a run."""
-    table = _new_table(f"Compared with {report.reference.name}, %")
+    table = _new_table(Text(f"Compared with {printable(report.reference.name)}, %"))
     table.add_column("artifact", no_wrap=True)
     table.add_column("type", no_wrap=True)
     same = f"same calls\nof {report.suite.with_tools}", f"same text\nof {report.suite.used}"
@@ -183,10 +87,10 @@ def _verdict_table(report: Report) -> Table:
     table.add_column("verdict")
     for artifact in report.artifacts:
         agreement = next(o for o in artifact.outcomes if o.check == "agreement")
-        form = [o.verdict.state for o in artifact.outcomes if o.check not in OF_ANSWERS]
+        form = [o.verdict.state for o in artifact.outcomes if o.check in OF_FILES]
         table.add_row(
-            artifact.name,
-            artifact.type,
+            Text(printable(artifact.name)),
+            Text(printable(artifact.type)),
             f"{artifact.size_bytes / 1e6:.1f}" if artifact.size_bytes else "-",
             _state(total_state(form)) if form else "-",
             _percent(agreement.verdict.numbers.get("same_calls_rate")),
@@ -209,7 +113,7 @@ def _score_table(report: Report) -> Table:
     for name, scores in rows:
         if scores is not None:
             rates = [scores.kinds[kind] for kind in kinds] + [scores.malformed]
-            table.add_row(name, *(_percent(rate.value) for rate in rates))
+            table.add_row(Text(printable(name)), *(_percent(rate.value) for rate in rates))
     return table
 
 
@@ -225,11 +129,11 @@ def _print_outcome(artifact: str, outcome: Outcome, console: Console) -> None:
     verdict = outcome.verdict
     line = Text.assemble(
         (WORDS[verdict.state], STYLES[verdict.state]),
-        f"  {artifact}: {outcome.check}: {verdict.reason}",
+        printable(f"  {artifact}: {outcome.check}: {verdict.reason}"),
     )
     console.print(line)
     for finding in outcome.findings[:_FINDINGS_PRINTED]:
-        console.print(Text(f"    {finding.subject}: {finding.message}"))
+        console.print(Text(printable(f"    {finding.subject}: {finding.message}")))
     more = len(outcome.findings) - _FINDINGS_PRINTED
     if more > 0:
         console.print(Text(f"    and {more} more in the JSON report"))

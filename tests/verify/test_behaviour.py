@@ -1,0 +1,201 @@
+"""Right as often as the reference, kind by kind: each check fails on what it is meant to catch."""
+
+from __future__ import annotations
+
+import re
+
+import pytest
+
+from tests.verify.replies import (
+    PER_KIND,
+    Edit,
+    always,
+    answer,
+    call,
+    changed,
+    digits_confused,
+    evidence_of,
+    suite,
+)
+from verify.behaviour import MEASURES, check_behaviour, not_measured
+from verify.call_outcomes import CallOutcome, arguments_kept, call_outcome, calls_due, confusion
+from verify.check import Outcome, State
+from verify.evidence import Reference
+
+
+def outcomes(reference: Reference, edit: Edit) -> dict[str, Outcome]:
+    return {outcome.check: outcome for outcome in check_behaviour(evidence_of(reference, edit))}
+
+
+def failed(found: dict[str, Outcome]) -> set[str]:
+    return {name for name, outcome in found.items() if outcome.verdict.state is State.FAIL}
+
+
+def test_a_faithful_artifact_passes_every_measure(reference: Reference) -> None:
+    found = outcomes(reference, lambda _, right: right)
+    assert list(found) == [measure.name for measure in MEASURES]
+    assert {name for name, o in found.items() if o.verdict.state is not State.PASS} <= {
+        "lost_calls", "malformed_calls", "wrong_refusals", "spurious_calls"
+    }  # fmt: skip  # margins of 2 points take 133 prompts
+    assert not failed(found)
+    numbers = found["tool_calls"].verdict.numbers
+    assert (numbers["worse"], numbers["better"], numbers["drop"]) == (0, 0, 0)
+    assert numbers["arguments_kept"] == 1
+
+
+BREAKAGES: dict[str, tuple[Edit, set[str]]] = {
+    "digits confused": (digits_confused, {"tool_calls"}),
+    "a number written as text": (
+        lambda name, right: (
+            re.sub(r'"n": (\d+)', r'"n": "\1"', right) if name.startswith("tool") else right
+        ),
+        {"tool_calls"},
+    ),
+    "another function": (changed('"f"', '"g"', "tool"), {"tool_calls"}),
+    "refusals turned on": (
+        always("I can't do that.", "harmless"),
+        {"wrong_refusals"},
+    ),
+    "refusal in place of a call": (
+        always("Sorry, I do not do that.", "tool"),
+        {"tool_calls", "lost_calls", "wrong_refusals"},
+    ),
+    "a sentence in place of a call": (
+        always("The number is known.", "tool"),
+        {"tool_calls", "lost_calls"},
+    ),
+    "refusals turned off": (always("Of course.", "refused"), {"missing_refusals"}),
+    "calls where none is due": (always(call(1), "idle"), {"spurious_calls"}),
+    "the tags lost": (
+        lambda name, right: right.replace("<tool_call>", "").replace("</tool_call>", ""),
+        {"tool_calls", "lost_calls"},
+    ),
+    "Python's notation in a call": (
+        changed('"', "'", "tool"),
+        {"tool_calls", "malformed_calls"},
+    ),
+    "every call twice": (
+        lambda name, right: right * 2 if name.startswith("tool") else right,
+        {"tool_calls"},
+    ),
+    "malformed JSON": (changed("}", "", "json"), {"json_mode"}),
+    "JSON of another schema": (changed('"n"', '"m"', "json"), {"json_mode"}),
+    "talk around the JSON": (changed("{", "Here: {", "json"), {"json_mode"}),
+}
+"""Ways to behave otherwise, and the measures that fail on each; all others must not."""
+
+
+@pytest.mark.parametrize("name", BREAKAGES)
+def test_each_breakage_fails_its_own_measures_and_no_other(reference: Reference, name: str) -> None:
+    edit, expected = BREAKAGES[name]
+    found = outcomes(reference, edit)
+    assert failed(found) == expected
+    for check in expected:
+        assert found[check].findings, check
+        assert found[check].verdict.numbers["worse"]
+
+
+def test_every_measure_has_a_breakage_that_it_catches() -> None:
+    caught = {check for _, expected in BREAKAGES.values() for check in expected}
+    assert caught == {measure.name for measure in MEASURES}
+
+
+def test_an_artifact_that_is_better_than_its_reference_passes(reference: Reference) -> None:
+    evidence = evidence_of(reference, lambda _, right: right, first=digits_confused)
+    found = {outcome.check: outcome for outcome in check_behaviour(evidence)}
+    assert found["tool_calls"].verdict.state is State.PASS
+    assert found["tool_calls"].verdict.numbers["worse"] == 0
+    assert isinstance(found["tool_calls"].verdict.numbers["better"], int)
+    assert found["tool_calls"].verdict.numbers["better"] > 0
+
+
+def test_few_prompts_say_how_many_it_takes(reference: Reference) -> None:
+    found = outcomes(reference, lambda _, right: right)["lost_calls"]
+    assert found.verdict.state is State.NOT_ENOUGH_EVIDENCE
+    assert "about 133 prompts needed" in found.verdict.reason
+
+
+def test_a_flip_in_a_hundred_is_shown_though_it_decides_nothing(reference: Reference) -> None:
+    found = outcomes(reference, lambda n, right: call(9) if n == "tool-7" else right)["tool_calls"]
+    assert found.verdict.state is not State.FAIL
+    assert [finding.subject for finding in found.findings] == ["tool-7"]
+
+
+def test_kinds_without_a_prompt_are_named_not_passed(reference: Reference) -> None:
+    assert not_measured(()) == tuple(measure.name for measure in MEASURES)
+    assert not_measured(list(outcomes(reference, lambda _, right: right).values())) == ()
+
+
+@pytest.mark.parametrize(
+    ("text", "outcome"),
+    [
+        (call(1), CallOutcome.EXACT),
+        ("Here: " + call(1), CallOutcome.EXACT),
+        (call(2), CallOutcome.ARGUMENTS),
+        (call(1).replace('"n": 1', '"n": 1.0'), CallOutcome.ARGUMENTS),
+        (call(1).replace('"f"', '"g"'), CallOutcome.FUNCTION),
+        (call(1) * 2, CallOutcome.COUNT),
+        (call(1).removesuffix("</tool_call>"), CallOutcome.MALFORMED),
+        ("Sorry, no.", CallOutcome.REFUSAL),
+        ("It is 1.", CallOutcome.NO_CALL),
+    ],
+)
+def test_the_word_for_a_reply(text: str, outcome: CallOutcome) -> None:
+    due = answer(call(1)).reply.calls
+    assert call_outcome(due, answer(text)) is outcome
+
+
+@pytest.mark.parametrize(
+    ("text", "outcome"),
+    [
+        (call(1), CallOutcome.SPURIOUS),
+        ("No.", CallOutcome.NO_CALL),
+        ("I won't", CallOutcome.REFUSAL),
+    ],
+)
+def test_the_word_where_no_call_is_due(text: str, outcome: CallOutcome) -> None:
+    assert call_outcome((), answer(text)) is outcome
+
+
+def test_without_expectations_the_references_calls_are_due() -> None:
+    from dataclasses import replace
+
+    (conversation, right), *_ = suite()
+    silent = replace(conversation, expected=None)
+    assert calls_due(silent, answer(call(5))) == answer(call(5)).reply.calls
+    assert calls_due(conversation, answer(call(5))) == answer(right).reply.calls
+    assert calls_due(replace(silent, tools=()), answer(call(5))) is None
+
+
+def test_the_table_of_words_counts_every_prompt_with_tools_once(reference: Reference) -> None:
+    evidence = evidence_of(reference, always("Sorry, no.", "tool"), first=digits_confused)
+    assert evidence.answers is not None
+    pairs = list(zip(evidence.reference.answers, evidence.answers, strict=True))
+    table = confusion(evidence.reference.conversations, pairs)
+    exact = sum("7" not in right for c, right in suite() if c.id.startswith("tool"))
+    assert table == {
+        "exact call": {"refusal": exact},
+        "other arguments": {"refusal": PER_KIND - exact},
+        "no call": {"no call": PER_KIND},
+    }
+
+
+@pytest.mark.parametrize(
+    ("text", "share"),
+    [
+        (call(1), 1.0),
+        (call(2), 0.5),
+        ("no", 0.0),
+        (call(1).replace('"f"', '"g"'), 0.0),
+        (call(2) + call(1), 0.5),
+    ],
+)
+def test_the_share_of_arguments_kept(text: str, share: float) -> None:
+    assert arguments_kept(answer(call(1)), answer(text)) == share
+
+
+def test_arguments_of_no_call_are_no_number() -> None:
+    assert arguments_kept(answer("no"), answer(call(1))) is None
+    empty = '<tool_call>{"name": "f", "arguments": {}}</tool_call>'
+    assert arguments_kept(answer(empty), answer(empty)) == 1
+    assert arguments_kept(answer(empty), answer("no")) == 0

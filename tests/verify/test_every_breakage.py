@@ -1,0 +1,58 @@
+"""Every way to break an artifact is caught by the check that is meant to catch it, and named."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from tests.verify.breakages import BREAKAGES
+from tests.verify.conftest import evidence
+from verify.artifact import Kind
+from verify.check import State
+from verify.evidence import Evidence, Reference
+from verify.gguf_weights import check_gguf_weights
+from verify.structure import check_structure
+from verify.templates import check_templates
+from verify.tokens import check_tokens
+from verify.weights import check_weights
+
+CHECKS = {
+    "structure": check_structure,
+    "tokens": check_tokens,
+    "templates": check_templates,
+    "weights": check_weights,
+    "gguf_weights": check_gguf_weights,
+}
+
+
+def applicable(given: Evidence) -> list[str]:
+    other = "weights" if given.artifact.kind is Kind.GGUF else "gguf_weights"
+    return [name for name in CHECKS if name != other]
+
+
+@pytest.mark.parametrize("target", ["Q8_0", "F32", "FP8_DYNAMIC"])
+def test_an_undamaged_artifact_passes_all_of_them(
+    reference: Reference, artifacts: dict[str, Path], target: str
+) -> None:
+    given = evidence(reference, artifacts[target])
+    for name in applicable(given):
+        outcome = CHECKS[name](given)
+        assert outcome.verdict.state is State.PASS, (name, outcome.findings)
+
+
+@pytest.mark.parametrize("name", BREAKAGES)
+def test_a_breakage_is_caught_by_its_check_and_named(
+    reference: Reference, artifacts: dict[str, Path], tmp_path: Path, name: str
+) -> None:
+    breakage = BREAKAGES[name]
+    given = evidence(reference, breakage.make(reference.folder, artifacts, tmp_path / "broken"))
+    outcome = CHECKS[breakage.check](given)
+    assert outcome.verdict.state is State.FAIL
+    named = [f"{finding.subject}: {finding.message}" for finding in outcome.findings]
+    assert any(breakage.named in text for text in named), named
+
+
+def test_the_table_is_as_long_as_it_was_promised_and_uses_every_check() -> None:
+    assert len(BREAKAGES) >= 25
+    assert {breakage.check for breakage in BREAKAGES.values()} == CHECKS.keys()

@@ -1,0 +1,144 @@
+"""Gates: which thresholds apply to which type, and files that are no gates."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+import yaml
+
+from convert.errors import InputError
+from quantize.compressed_tensors import TARGETS
+from tests.command import invoke
+from tests.verify.damage import rewrite_gguf
+from tests.verify.test_verify import write_gate, write_suite
+from verify.artifact import open_artifact
+from verify.gate import DEFAULTS, Drops, read_gate
+
+NANO = Path(__file__).parents[2] / "examples" / "hermes-nano"
+
+
+@pytest.mark.parametrize("looser", ["Q5_K_M", "Q4_K_M", "Q2_K"])
+def test_fewer_bits_may_lose_more_and_never_less(looser: str) -> None:
+    gate = read_gate(None)
+    order = ["Q8_0", "Q5_K_M", "Q4_K_M", "Q2_K"]
+    stricter = gate.of(order[order.index(looser) - 1])
+    asked = gate.of(looser)
+    assert asked.same_calls < stricter.same_calls
+    for check in Drops.model_fields:
+        assert getattr(asked.drops, check) >= getattr(stricter.drops, check)
+    assert asked.drops.tool_calls > stricter.drops.tool_calls
+
+
+@pytest.mark.parametrize("name", ["FP8_DYNAMIC", "W8A8", "Q8_0", "Q6_K", "served", "BF16"])
+def test_eight_bits_are_held_to_one_point(name: str) -> None:
+    assert read_gate(None).of(name).drops.tool_calls == 0.01
+
+
+def test_every_type_that_can_be_made_for_vllm_has_a_class_of_its_own() -> None:
+    listed = {name for asked in read_gate(None).classes for name in asked.types}
+    assert set(TARGETS) <= listed
+
+
+def test_the_gate_among_the_prompts_of_the_reference_wins_over_the_defaults() -> None:
+    gate = read_gate(None, NANO)
+    assert "no evidence about any Hermes model" in " ".join(gate.note.split())
+    assert gate.of("Q8_0").drops.tool_calls == 0.03
+    assert read_gate(DEFAULTS, NANO) == read_gate(None)
+
+
+def test_a_gate_file_is_for_the_report_not_for_the_model() -> None:
+    from convert.checkpoint import Checkpoint
+
+    with Checkpoint.open(NANO) as checkpoint:
+        assert not [name for name in checkpoint.side_files() if "gate" in name]
+
+
+@pytest.mark.parametrize(
+    ("edit", "message"),
+    [
+        (lambda c: c["classes"][0]["drops"].update(tool_call=0.1), "did you mean 'tool_calls'"),
+        (lambda c: c["classes"][0]["drops"].pop("json_mode"), "json_mode: Field required"),
+        (lambda c: c["classes"][0].update(same_calls=1.5), "less than 1"),
+        (lambda c: c["classes"][0]["drops"].update(tool_calls=0), "greater than 0"),
+        (lambda c: c["classes"].pop(), "the last class must be for every other type"),
+        (lambda c: c["classes"][1]["types"].append("Q8_0"), "Q8_0 is in two classes"),
+        (lambda c: c.update(classes=[]), "at least 1"),
+    ],
+)
+def test_a_file_that_is_no_gate_is_named_by_its_line(
+    tmp_path: Path, edit: object, message: str
+) -> None:
+    content = yaml.safe_load(DEFAULTS.read_text())
+    assert callable(edit)
+    edit(content)
+    path = tmp_path / "gate.yaml"
+    path.write_text(yaml.safe_dump(content))
+    with pytest.raises(InputError, match=r"gate\.yaml:\d+: ") as caught:
+        read_gate(path)
+    assert message in str(caught.value)
+
+
+def test_a_gate_that_is_not_there(reference_folder: Path, artifacts: dict[str, Path]) -> None:
+    done = invoke("verify", reference_folder, artifacts["Q8_0"], "--gate", "absent.yaml")
+    assert done.exit_code == 2
+    assert "absent.yaml: not found" in done.stderr
+
+
+def test_the_type_is_the_published_name_only_where_the_tensors_can_be_it(
+    artifacts: dict[str, Path], tmp_path: Path
+) -> None:
+    def state(number: int) -> str:
+        path = rewrite_gguf(
+            artifacts["Q8_0"],
+            tmp_path / f"{number}.gguf",
+            fields=lambda fields: fields.__setitem__("general.file_type", number),
+        )
+        return open_artifact(path).type
+
+    assert state(7) == "Q8_0"
+    assert state(15) == "Q8_0"  # says Q4_K_M, holds no Q4_K
+    assert state(9999) == "Q8_0"
+
+
+@pytest.mark.parametrize("target", ["Q4_K_M", "Q5_K_S", "Q3_K_L", "Q2_K", "IQ4_XS"])
+def test_mixtures_are_called_by_their_name(
+    reference_folder: Path, tmp_path: Path, target: str
+) -> None:
+    from quantize.job import quantize
+
+    quantize(str(reference_folder), tmp_path, [target], name="m")
+    assert open_artifact(tmp_path / f"m-{target}.gguf").type == target
+
+
+def test_a_matrix_with_fewer_bits_than_the_mixture_has_takes_its_name_away(
+    reference_folder: Path, tmp_path: Path
+) -> None:
+    from quantize.choice import Overrides
+    from quantize.job import quantize
+
+    overrides = Overrides(patterns=((r"blk\.1\.ffn_down", "Q2_K"),))
+    quantize(str(reference_folder), tmp_path, ["Q4_K_M"], name="m", overrides=overrides)
+    assert open_artifact(tmp_path / "m-Q4_K_M.gguf").type == "Q4_K"
+
+
+def test_a_folder_for_the_report_that_cannot_be_is_said_before_anything_runs(
+    reference_folder: Path, artifacts: dict[str, Path], tmp_path: Path
+) -> None:
+    (tmp_path / "file").write_text("")
+    done = invoke("verify", reference_folder, artifacts["Q8_0"], "--out", tmp_path / "file")
+    assert done.exit_code == 2
+    assert "file: cannot be made a folder" in done.stderr
+
+
+def test_the_gate_on_the_command_line_decides(
+    reference_folder: Path, artifacts: dict[str, Path], tmp_path: Path
+) -> None:
+    suite, gate = write_suite(tmp_path, 3), write_gate(tmp_path)
+    arguments = ["verify", reference_folder, artifacts["Q8_0"], "--suite", suite, "--gate", gate]
+    done = invoke(*arguments, "--json", "--out", tmp_path / "report")
+    assert done.exit_code == 3
+    assert '"class": "all"' in done.stdout
+    assert sorted(path.name for path in (tmp_path / "report").iterdir()) == [
+        "junit.xml", "report.html", "report.json",
+    ]  # fmt: skip

@@ -1,0 +1,110 @@
+"""What became of a reply's calls: one word a reply, and the table of the reference's words against
+the artifact's.
+
+In: the calls that are due and an `Answer`. Out: a `CallOutcome`. Due is what the conversation
+expects; where it states nothing, what the reference does. With calls due:
+
+    exact call        these calls and no others, written without a flaw
+    other arguments   the right functions, equally often, with another value somewhere
+    other function    as many calls, another function among them
+    other count       more or fewer calls
+    malformed         any flaw in writing a call, whether or not it can be recovered
+    refusal           no call, and the reply opens as refusals do
+    no call           no call
+
+With none due, a call is a *spurious call*, a flawed one is malformed, and the others keep their
+words. A refusal in place of a call is a lost call like any other.
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Sequence
+from enum import StrEnum
+
+from convert.conversation import Conversation, ToolCall
+from verify.evidence import Answer
+from verify.scoring import looks_like_refusal
+from verify.tool_calls import canonical_json, compare_calls
+
+
+class CallOutcome(StrEnum):
+    """What became of the calls of one reply."""
+
+    EXACT = "exact call"
+    ARGUMENTS = "other arguments"
+    FUNCTION = "other function"
+    COUNT = "other count"
+    MALFORMED = "malformed"
+    REFUSAL = "refusal"
+    NO_CALL = "no call"
+    SPURIOUS = "spurious call"
+
+
+LOST = (CallOutcome.REFUSAL, CallOutcome.NO_CALL)
+
+
+def calls_due(conversation: Conversation, reference: Answer) -> tuple[ToolCall, ...] | None:
+    """The calls a right reply makes; None for a conversation in which none can be made."""
+    if not conversation.tools:
+        return None
+    expected = conversation.expected
+    if expected is not None and expected.calls is not None:
+        return expected.calls
+    return reference.reply.calls
+
+
+def call_outcome(due: Sequence[ToolCall], answer: Answer) -> CallOutcome:
+    """The word for `answer` where the calls `due` were to be made."""
+    reply = answer.reply
+    if reply.malformed:
+        return CallOutcome.MALFORMED
+    if not reply.calls:
+        refused = looks_like_refusal(reply.text)
+        return CallOutcome.REFUSAL if refused else CallOutcome.NO_CALL
+    if not due:
+        return CallOutcome.SPURIOUS
+    if compare_calls(due, reply.calls):
+        return CallOutcome.EXACT
+    if len(due) != len(reply.calls):
+        return CallOutcome.COUNT
+    names = Counter(call.name for call in due) == Counter(call.name for call in reply.calls)
+    return CallOutcome.ARGUMENTS if names else CallOutcome.FUNCTION
+
+
+def confusion(
+    conversations: Sequence[Conversation], pairs: Sequence[tuple[Answer, Answer]]
+) -> dict[str, dict[str, int]]:
+    """How often each word of the reference met each word of the artifact: {reference: {artifact}}.
+
+    Conversations without tools are left out.
+    """
+    table: dict[str, dict[str, int]] = {}
+    for conversation, (ours, theirs) in zip(conversations, pairs, strict=True):
+        due = calls_due(conversation, ours)
+        if due is not None:
+            row = table.setdefault(call_outcome(due, ours).value, {})
+            word = call_outcome(due, theirs).value
+            row[word] = row.get(word, 0) + 1
+    return table
+
+
+def arguments_kept(ours: Answer, theirs: Answer) -> float | None:
+    """The share of the reference's arguments that the artifact repeats; None without a call.
+
+    Calls are taken by function and in order; an argument counts if its value is equal as JSON. A
+    call without arguments counts as one, so that losing it shows.
+    """
+    left = list(theirs.reply.calls)
+    kept = total = 0
+    for call in ours.reply.calls:
+        at = next((i for i, other in enumerate(left) if other.name == call.name), None)
+        found = left.pop(at).arguments if at is not None else None
+        total += max(len(call.arguments), 1)
+        if found is not None:
+            kept += not call.arguments
+            kept += sum(
+                key in found and canonical_json(found[key]) == canonical_json(value)
+                for key, value in call.arguments.items()
+            )
+    return kept / total if total else None

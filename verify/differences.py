@@ -1,0 +1,55 @@
+"""Prompts to which two models gave different replies, both replies whole, the worst first.
+
+In: conversations and the answers of both. Out: `Difference` values in the order in which a person
+wants to read them: other calls first, then other text; within each as in the suite.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from convert.conversation import Conversation
+from verify.agreement import same_calls, same_text
+from verify.call_outcomes import call_outcome, calls_due
+from verify.evidence import Answer
+
+
+@dataclass(frozen=True, slots=True)
+class Difference:
+    """One prompt; `asked` is its last message, outcomes are empty where no call can be made."""
+
+    id: str
+    tags: tuple[str, ...]
+    asked: str
+    reference: str
+    artifact: str
+    calls_differ: bool
+    reference_outcome: str
+    artifact_outcome: str
+
+
+def differences(
+    conversations: Sequence[Conversation], pairs: Sequence[tuple[Answer, Answer]]
+) -> list[Difference]:
+    """Every prompt with another reply, token for token."""
+    found = [
+        _difference(conversation, ours, theirs)
+        for conversation, (ours, theirs) in zip(conversations, pairs, strict=True)
+        if not same_text(ours, theirs)
+    ]
+    return sorted(found, key=lambda difference: not difference.calls_differ)
+
+
+def _difference(conversation: Conversation, ours: Answer, theirs: Answer) -> Difference:
+    due = calls_due(conversation, ours)
+    return Difference(
+        id=conversation.id,
+        tags=conversation.tags,
+        asked=str(conversation.messages[-1].get("content") or ""),
+        reference=ours.text,
+        artifact=theirs.text,
+        calls_differ=bool(conversation.tools) and not same_calls(ours, theirs),
+        reference_outcome="" if due is None else call_outcome(due, ours).value,
+        artifact_outcome="" if due is None else call_outcome(due, theirs).value,
+    )

@@ -1,0 +1,88 @@
+"""The gate: what an artifact may lose, by the name of its type, from a file that a person can edit.
+
+In: `--gate FILE`, else `prompts/gate.yaml` of the reference, else the defaults in this package.
+Out: a `Gate`, which answers with the `Thresholds` of a type. A file replaces the defaults as a
+whole, so that what applied can be read in one place; its last class must be for every other type
+("*").
+
+The defaults and their sources are explained in docs/gates.md. A number of zero would never be
+reached by any number of prompts, so margins lie between 0 and 1, both left out.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated, Self
+
+from pydantic import BaseModel, ConfigDict, Field, model_validator
+
+from convert.errors import InputError
+from convert.yaml_file import read_yaml
+from verify.suite import FOLDER
+
+FILE_NAME = "gate.yaml"
+DEFAULTS = Path(__file__).with_name(FILE_NAME)
+EVERY_TYPE = "*"
+Share = Annotated[float, Field(gt=0, lt=1)]
+
+
+class Drops(BaseModel):
+    """The largest drop of the share of right answers, by check."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+    tool_calls: Share
+    lost_calls: Share
+    spurious_calls: Share
+    malformed_calls: Share
+    json_mode: Share
+    wrong_refusals: Share
+    missing_refusals: Share
+
+
+class Thresholds(BaseModel):
+    """One class of types and what is asked of it."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+    name: str = Field(min_length=1)
+    types: tuple[str, ...] = Field(min_length=1)
+    same_calls: Share
+    drops: Drops
+
+
+class Gate(BaseModel):
+    """Classes in order; `note` is a sentence that every report under this gate must carry."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+    note: str = ""
+    classes: tuple[Thresholds, ...] = Field(min_length=1)
+
+    @model_validator(mode="after")
+    def _check(self) -> Self:
+        if EVERY_TYPE not in self.classes[-1].types:
+            raise ValueError('the last class must be for every other type: types: ["*"]')
+        seen: set[str] = set()
+        for listed in self.classes:
+            twice = seen & set(listed.types)
+            if twice:
+                raise ValueError(f"{sorted(twice)[0]} is in two classes; the first would win")
+            seen.update(listed.types)
+        return self
+
+    def of(self, artifact_type: str) -> Thresholds:
+        """What is asked of this type."""
+        for listed in self.classes:
+            if artifact_type in listed.types or EVERY_TYPE in listed.types:
+                return listed
+        raise AssertionError("a gate ends with a class for every type")
+
+
+def read_gate(path: Path | None, reference: Path | None = None) -> Gate:
+    """The gate at `path`, else the one with the reference's prompts, else the defaults.
+
+    Raises InputError with file and line for what is no gate.
+    """
+    if path is not None and not path.is_file():
+        raise InputError(f"{path}: not found; --gate takes a YAML file, see docs/gates.md")
+    beside = reference / FOLDER / FILE_NAME if reference is not None else None
+    found = path or (beside if beside is not None and beside.is_file() else DEFAULTS)
+    return read_yaml(found, Gate)

@@ -1,0 +1,42 @@
+"""Writes a report into a folder: report.html, report.json, junit.xml.
+
+Each file is written beside its place and moved there, so that a reader never finds half of one;
+files of an earlier report are replaced, anything else in the folder is left alone.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+from pathlib import Path
+
+from convert.errors import InputError
+from verify.report.contents import Report
+from verify.report.html import render_html
+from verify.report.junit import render_junit
+
+
+def prepare_folder(folder: Path) -> None:
+    """Make the folder, before a long run rather than after. Raises InputError if that fails."""
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise InputError(f"{folder}: cannot be made a folder: {error.strerror}") from error
+
+
+def write_report(report: Report, folder: Path) -> tuple[Path, ...]:
+    """Write all three forms; the paths written. Raises InputError where that cannot be done."""
+    forms = {
+        "report.html": render_html(report),
+        "report.json": json.dumps(report.to_dict(), indent=2, allow_nan=False) + "\n",
+        "junit.xml": render_junit(report),
+    }
+    prepare_folder(folder)
+    try:
+        for name, text in forms.items():
+            part = folder / f"{name}.part"
+            part.write_text(text, encoding="utf-8")
+            os.replace(part, folder / name)
+    except OSError as error:
+        raise InputError(f"{folder}: the report cannot be written: {error.strerror}") from error
+    return tuple(folder / name for name in forms)
