@@ -382,9 +382,14 @@ def _progress(quiet: bool) -> Iterator[Progress | None]:
     )
     with Bar(*columns, console=Console(stderr=True), transient=True) as bar:
         task = bar.add_task("reading", total=None)
+        last = (0, 0)
 
-        def report(done: int, total: int, tensor: str) -> None:
-            bar.update(task, completed=done, total=total, description=tensor)
+        def report(done: int, total: int, what: str) -> None:
+            nonlocal last
+            if done < last[0] or total != last[1]:  # another phase: it has a rate of its own
+                bar.reset(task, total=total, completed=done)
+            bar.update(task, completed=done, description=what)
+            last = (done, total)
 
         yield report
 

@@ -62,7 +62,7 @@ def take_up(staging: Path, todo: Sequence[Bound], finished: Collection[str]) -> 
             kept |= {planned.name, path.name}
         elif found:
             _say_why(planned.name, found[0].difference(binding))
-        elif path.exists() or (staging / planned.name).exists():
+        elif path.exists():
             _say_why(planned.name, "its journal cannot be read")
         claims.append(Claim(planned, binding, found[1] if planned.name in kept and found else None))
     asked = {planned.name for planned, _ in todo}
