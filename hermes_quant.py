@@ -24,7 +24,7 @@ if TYPE_CHECKING:
 
     from convert.inspection import Inspection
     from convert.job import Job
-    from convert.run import Progress
+    from convert.workers import Progress
 
 EXIT_BAD_INPUT, EXIT_OURS, EXIT_INTERRUPTED = 2, 4, 130
 
@@ -56,6 +56,12 @@ SplitOption = Annotated[
 ForceOption = Annotated[bool, typer.Option("--force", help="Replace outputs that exist.")]
 DryRunOption = Annotated[
     bool, typer.Option("--dry-run", help="Print exact sizes and needs; write nothing.")
+]
+MemoryOption = Annotated[
+    str, typer.Option(metavar="SIZE", help="Most memory for the work on weights: 512MiB.")
+]
+ThreadsOption = Annotated[
+    int | None, typer.Option(min=1, help="Threads that work on weights; default: every core.")
 ]
 JsonOption = Annotated[bool, typer.Option("--json", help="Print JSON on stdout.")]
 
@@ -119,10 +125,13 @@ def quantize(
     metadata: MetadataOption = None,
     force: ForceOption = False,
     dry_run: DryRunOption = False,
+    memory: MemoryOption = "1GiB",
+    threads: ThreadsOption = None,
     as_json: JsonOption = False,
 ) -> None:
     """Make any number of quantized artifacts from one read of the checkpoint."""
     with _errors():
+        from convert.size import parse_size
         from quantize import kernels
         from quantize.choice import Overrides, parse_pattern, parse_type
         from quantize.job import quantize as verb
@@ -150,6 +159,8 @@ def quantize(
                 metadata=metadata,
                 force=force,
                 dry_run=dry_run,
+                memory_bytes=parse_size(memory),
+                threads=threads,
                 on_progress=report,
             )
         _print_job(job, out, as_json)
@@ -165,11 +176,14 @@ def convert(
     metadata: MetadataOption = None,
     force: ForceOption = False,
     dry_run: DryRunOption = False,
+    memory: MemoryOption = "1GiB",
+    threads: ThreadsOption = None,
     as_json: JsonOption = False,
 ) -> None:
     """Write the checkpoint as a 16- or 32-bit GGUF: form only, no value changes unsaid."""
     with _errors():
         from convert.job import convert as verb
+        from convert.size import parse_size
 
         with _progress(dry_run or as_json) as report:
             job = verb(
@@ -181,6 +195,8 @@ def convert(
                 metadata=metadata,
                 force=force,
                 dry_run=dry_run,
+                memory_bytes=parse_size(memory),
+                threads=threads,
                 on_progress=report,
             )
         _print_job(job, out, as_json)
@@ -438,10 +454,12 @@ def _errors() -> Iterator[None]:
     try:
         yield
     except HermesQuantError as error:
-        typer.echo(f"error: {printable(str(error))}", err=True)
+        line = "; ".join([str(error), *getattr(error, "__notes__", ())])
+        typer.echo(f"error: {printable(line)}", err=True)
         raise typer.Exit(EXIT_BAD_INPUT) from error
     except KeyboardInterrupt as error:
-        typer.echo("interrupted; nothing was left under a final name", err=True)
+        notes = getattr(error, "__notes__", ["nothing unfinished has a final name"])
+        typer.echo("; ".join(["interrupted", *notes]), err=True)
         raise typer.Exit(EXIT_INTERRUPTED) from error
 
 
@@ -472,9 +490,14 @@ def _progress(quiet: bool) -> Iterator[Progress | None]:
     )
     with Bar(*columns, console=Console(stderr=True), transient=True) as bar:
         task = bar.add_task("reading", total=None)
+        last = (0, 0)
 
-        def report(done: int, total: int, tensor: str) -> None:
-            bar.update(task, completed=done, total=total, description=tensor)
+        def report(done: int, total: int, what: str) -> None:
+            nonlocal last
+            if done < last[0] or total != last[1]:  # another phase: it has a rate of its own
+                bar.reset(task, total=total, completed=done)
+            bar.update(task, completed=done, description=what)
+            last = (done, total)
 
         yield report
 

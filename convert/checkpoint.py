@@ -19,6 +19,7 @@ from pathlib import Path
 from types import TracebackType
 
 import numpy as np
+from numpy.typing import NDArray
 
 from convert import safetensors
 from convert.errors import CheckpointError
@@ -97,12 +98,21 @@ class Checkpoint:
                     raise CheckpointError(
                         f"{self.path / shard}: cannot be opened: {error.strerror}"
                     ) from error
+                self._check_stamp(shard)
 
-    def read_rows(self, info: TensorInfo, start: int, stop: int) -> Block:
-        """Rows `start` to `stop` of `info`, as stored: (stop - start) * row_bytes bytes."""
+    def read_rows(
+        self, info: TensorInfo, start: int, stop: int, buffer: NDArray[np.uint8] | None = None
+    ) -> Block:
+        """Rows `start` to `stop` of `info`, as stored: (stop - start) * row_bytes bytes.
+
+        The block's values lie in `buffer`, if there is one, until that is read into again.
+        """
         self.open_shards()
-        raw = np.empty((stop - start, info.columns), dtype=DTYPES[info.dtype].storage)
-        view = raw.data.cast("B") if raw.size else memoryview(b"")
+        size = (stop - start) * info.row_bytes
+        if buffer is None:
+            buffer = np.empty(size, dtype=np.uint8)
+        raw = buffer[:size].view(DTYPES[info.dtype].storage).reshape(stop - start, info.columns)
+        view = buffer[:size].data
         offset, done = info.offset + start * info.row_bytes, 0
         while done < len(view):
             try:
@@ -126,9 +136,20 @@ class Checkpoint:
 
     def check_unchanged(self) -> None:
         """Raise CheckpointError if a shard's size or modification time has changed since `open`."""
-        for shard, stamp in self.stamps.items():
-            if _stamp(self.path / shard) != stamp:
-                raise CheckpointError(f"{self.path / shard}: changed while it was read; run again")
+        for shard in self.stamps:
+            self._check_stamp(shard)
+
+    def is_unchanged(self) -> bool:
+        """Whether every shard is still what it was when the checkpoint was opened."""
+        try:
+            self.check_unchanged()
+        except CheckpointError:
+            return False
+        return True
+
+    def _check_stamp(self, shard: str) -> None:
+        if _stamp(self.path / shard) != self.stamps[shard]:
+            raise CheckpointError(f"{self.path / shard}: changed while it was read; run again")
 
     def fingerprint(self) -> str:
         """sha256 over config, index, headers, sizes and modification times."""

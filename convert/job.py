@@ -15,17 +15,12 @@ from pathlib import Path
 from typing import Any
 
 from convert.errors import InputError
+from convert.memory import DEFAULT_MEMORY_BYTES, check_memory, working_memory_bytes
 from convert.model import FLOAT_FILE_TYPES, Model, open_model, plan_float
 from convert.plan import Plan, PlannedArtifact, plan_run
-from convert.run import (
-    DEFAULT_BUDGET_BYTES,
-    Progress,
-    Result,
-    disk_bytes,
-    run,
-    working_memory_bytes,
-)
+from convert.run import Result, disk_bytes, run
 from convert.tokenizer_lints import Lint
+from convert.workers import Progress
 
 Planner = Callable[[Model, str], PlannedArtifact]
 """From a model and a target's name to a planned artifact."""
@@ -64,6 +59,8 @@ def convert(
     metadata: Path | None = None,
     force: bool = False,
     dry_run: bool = False,
+    memory_bytes: int = DEFAULT_MEMORY_BYTES,
+    threads: int | None = None,
     on_progress: Progress | None = None,
 ) -> Job:
     """Write `model` as GGUF in F32, F16 or BF16 into the folder `out`."""
@@ -77,6 +74,8 @@ def convert(
         recipe={} if max_file_bytes is None else {"max_file_bytes": max_file_bytes},
         force=force,
         dry_run=dry_run,
+        memory_bytes=memory_bytes,
+        threads=threads,
         on_progress=on_progress,
     )
 
@@ -92,6 +91,8 @@ def make(
     recipe: Mapping[str, Any],
     force: bool,
     dry_run: bool,
+    memory_bytes: int,
+    threads: int | None,
     on_progress: Progress | None,
 ) -> Job:
     """Plan every target by its planner and run the plan over one read of the checkpoint."""
@@ -102,12 +103,13 @@ def make(
         raise InputError(f"{what}; --to takes {', '.join(known)}")
     with open_model(model, name, metadata) as opened:
         plan = plan_run([known[target](opened, target) for target in wanted])
+        check_memory(plan, memory_bytes)
         job = Job(
             name=opened.name,
             parameters=opened.parameters,
             plan=plan,
             disk_bytes=disk_bytes(plan, opened.checkpoint),
-            memory_bytes=working_memory_bytes(DEFAULT_BUDGET_BYTES, os.cpu_count() or 1),
+            memory_bytes=working_memory_bytes(memory_bytes, threads or os.cpu_count() or 1),
             lints=opened.lints(),
             results=(),
         )
@@ -121,6 +123,8 @@ def make(
             recipe={"name": name, **recipe},
             tool=tool_version(),
             force=force,
+            threads=threads,
+            memory_bytes=memory_bytes,
             on_progress=on_progress,
         )
         return replace(job, results=tuple(results))

@@ -17,7 +17,7 @@ from convert import staging
 from convert.errors import CheckpointError, InputError, OutputError, UnsupportedError
 from convert.gguf import ALIGNMENT, GGUFTensor, encode_header, pad
 from convert.gguf_reader import GGUFFile, read_gguf
-from convert.run import DiskErrors
+from convert.staged_files import DiskErrors
 
 _CHUNK_BYTES = 1 << 22
 
@@ -42,18 +42,22 @@ def merge(first: Path, out: Path, *, force: bool = False) -> Merged:
         raise OutputError(f"{out}: exists; move it away" + (" or pass --force" * out.is_file()))
     header, tensors = _layout(model)
     with staging.staging_folder(out.parent) as folder:
-        temporary = folder / out.name
-        with DiskErrors(out), temporary.open("xb") as stream:
-            os.posix_fallocate(stream.fileno(), 0, _size_bytes(header, tensors))
-            stream.write(header)
-            for tensor in tensors:
-                _copy(model, tensor.name, stream)
-            stream.flush()
-            os.fsync(stream.fileno())
-        merged = Merged(temporary.stat().st_size, staging.hash_file(temporary), len(model.paths))
-        with DiskErrors(out):
-            temporary.replace(out)
-            staging.flush(out.parent)
+        temporary = folder / f"{out.name}.merged"
+        try:
+            with DiskErrors(out), temporary.open("wb") as stream:
+                os.posix_fallocate(stream.fileno(), 0, _size_bytes(header, tensors))
+                stream.write(header)
+                for tensor in tensors:
+                    _copy(model, tensor.name, stream)
+                stream.flush()
+                os.fsync(stream.fileno())
+            size = temporary.stat().st_size
+            merged = Merged(size, staging.hash_file(temporary), len(model.paths))
+            with DiskErrors(out):
+                temporary.replace(out)
+                staging.flush(out.parent)
+        finally:
+            temporary.unlink(missing_ok=True)
     return merged
 
 

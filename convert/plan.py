@@ -79,10 +79,16 @@ class PlannedArtifact:
 
 @dataclass(frozen=True, slots=True)
 class Slot:
-    """One place an encoding is written to: a file and the offset of each part in it."""
+    """One place an encoding is written to: the tensor's index in a file, each part's offset."""
 
     file: str
+    index: int
     offsets: tuple[int, ...]
+
+    @property
+    def key(self) -> tuple[str, int]:
+        """File and index: what tells a slot from every other."""
+        return self.file, self.index
 
 
 @dataclass(frozen=True, slots=True)
@@ -108,6 +114,22 @@ class Plan:
         return tuple(file for artifact in self.artifacts for file in artifact.files)
 
 
+def part_spans(
+    tensor: OutputTensor, offsets: Sequence[int], start: int, stop: int
+) -> list[tuple[int, int]]:
+    """Where rows `start` to `stop` of a tensor lie: offset and size for each of its parts.
+
+    A part whose step is longer than the block (one scale for the whole tensor) belongs to the rows
+    that its step begins with, and is of size 0 for all others.
+    """
+    return [
+        (offset + part.offset(start), part.size_bytes(stop - start))
+        if start % part.rows_per_step == 0
+        else (offset, 0)
+        for part, offset in zip(tensor.parts, offsets, strict=True)
+    ]
+
+
 def plan_run(artifacts: Sequence[PlannedArtifact]) -> Plan:
     """Merge equal encodings over all artifacts and count bytes read and written.
 
@@ -116,9 +138,9 @@ def plan_run(artifacts: Sequence[PlannedArtifact]) -> Plan:
     by_key: dict[tuple[object, ...], tuple[OutputTensor, list[Slot]]] = {}
     for artifact in artifacts:
         for file in artifact.files:
-            for placed in file.tensors:
+            for index, placed in enumerate(file.tensors):
                 _, slots = by_key.setdefault(placed.tensor.encoding_key(), (placed.tensor, []))
-                slots.append(Slot(file.path, placed.offsets))
+                slots.append(Slot(file.path, index, placed.offsets))
     encodings = tuple(Encoding(tensor, tuple(slots)) for tensor, slots in by_key.values())
     encoded_from = {s.tensor.name: s.tensor for e in encodings for s in e.tensor.sources}
     reduced = {

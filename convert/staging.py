@@ -8,7 +8,8 @@ later run knows that the work is done.
 
 The sidecar goes first and the data after it, so data under its final name is always complete and
 described. With `force` the old output is renamed aside, the new one in, and the old one deleted; a
-run killed between the two renames is mended by the next one, which puts the old output back.
+run killed between the two renames is mended by the next one, which puts the old output back. The
+other files of a stopped run stay for the next one to go on with (`resume.py`).
 Two runs on one output folder cannot meet: the second fails to lock the staging folder.
 """
 
@@ -19,8 +20,8 @@ import hashlib
 import json
 import os
 import shutil
-from collections.abc import Iterator
-from contextlib import contextmanager
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager, suppress
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -95,34 +96,47 @@ def finished(out: Path, name: str, *, is_folder: bool, fingerprint: str) -> Arti
 
 @contextmanager
 def staging_folder(out: Path) -> Iterator[Path]:
-    """A fresh, locked folder inside `out`; removed on the way out, whatever happened."""
+    """The locked staging folder inside `out`; on the way out it is removed if it is empty.
+
+    What a killed run had moved aside and not replaced is put back first; its other files stay.
+    """
     staging = out / STAGING_NAME
     try:
         out.mkdir(parents=True, exist_ok=True)
         staging.mkdir(exist_ok=True)
-        lock = os.open(staging, os.O_RDONLY)
+        lock = os.open(staging, os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW)
     except OSError as error:
         raise OutputError(f"{out}: cannot be written to: {error.strerror}") from error
     try:
-        try:
-            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError as error:
-            raise OutputError(
-                f"{out}: another run is writing here; wait for it or choose another --out"
-            ) from error
-        if not staging.is_dir() or os.fstat(lock).st_ino != staging.stat().st_ino:
-            raise OutputError(f"{out}: another run has just finished here; run again")
-        _recover(staging, out)
+        _take_lock(lock, staging, out)
+        _mend(staging, out)
         try:
             yield staging
         finally:
-            shutil.rmtree(staging, ignore_errors=True)
+            with suppress(OSError):  # it is not empty: a later run goes on from there
+                staging.rmdir()
     finally:
         os.close(lock)
 
 
-def _recover(staging: Path, out: Path) -> None:
-    """Empty what a killed run left; what it had moved aside and not replaced goes back.
+def _take_lock(lock: int, staging: Path, out: Path) -> None:
+    try:
+        fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError as error:
+        raise OutputError(
+            f"{out}: another run is writing here; wait for it or choose another --out"
+        ) from error
+    if not staging.is_dir() or os.fstat(lock).st_ino != staging.stat().st_ino:
+        raise OutputError(f"{out}: another run has just finished here; run again")
+    if os.fstat(lock).st_dev != out.stat().st_dev:
+        raise OutputError(
+            f"{staging}: lies on another file system than {out}, so that nothing can be moved from"
+            " one to the other at once; remove it"
+        )
+
+
+def _mend(staging: Path, out: Path) -> None:
+    """Put back what a killed run had moved aside and not replaced; delete what it had replaced.
 
     Data goes back before its sidecar, and the sidecar of the new data is removed before that, so
     that a run killed here, too, leaves no data with the wrong sidecar.
@@ -136,19 +150,39 @@ def _recover(staging: Path, out: Path) -> None:
         if not (staging / sidecar.name).exists():  # it has left: what lies in `out` is the new one
             sidecar.unlink(missing_ok=True)
         aside.rename(final)
-    for entry in list(staging.iterdir()):
-        if entry.is_dir():
-            shutil.rmtree(entry)
-        else:
-            entry.unlink()
+    for aside in asides:
+        if aside.exists():
+            remove(aside)
 
 
-def hash_file(path: Path) -> str:
-    """sha256 of a file, read once in order."""
+def remove(entry: Path) -> None:
+    """Delete a file or a folder with all that is in it."""
+    if entry.is_dir() and not entry.is_symlink():
+        shutil.rmtree(entry)
+    else:
+        entry.unlink()
+
+
+def check_names(out: Path, names: Iterable[str]) -> None:
+    """Raise OutputError if a name is too long for `out`, with what is appended on the way."""
+    limit = os.pathconf(out, "PC_NAME_MAX")
+    for name in names:
+        longest = len(f"{name}.{SIDECAR_NAME}{_ASIDE}".encode())
+        if longest > limit:
+            raise OutputError(
+                f"{name}: too long a name: with its sidecar's suffix it takes {longest} bytes, and"
+                f" names in {out} have at most {limit}; pass a shorter --name"
+            )
+
+
+def hash_file(path: Path, on_read: Callable[[int], None] | None = None) -> str:
+    """sha256 of a file, read once in order; `on_read` hears of every chunk's size."""
     digest = hashlib.sha256()
     with path.open("rb") as stream:
         while chunk := stream.read(_HASH_CHUNK_BYTES):
             digest.update(chunk)
+            if on_read:
+                on_read(len(chunk))
     return digest.hexdigest()
 
 

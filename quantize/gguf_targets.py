@@ -23,7 +23,7 @@ from convert.gguf_plan import (
 from convert.model import Model
 from convert.output_tensor import Importance, OutputTensor
 from convert.plan import PlannedArtifact
-from convert.run import Progress
+from convert.workers import Progress
 from quantize.choice import NO_OVERRIDES, Choice, Overrides, needs_importance
 from quantize.ggml import Ggml
 from quantize.importance import ImportanceFile, importance_for

@@ -14,9 +14,10 @@ from pathlib import Path
 from convert import job
 from convert.errors import InputError
 from convert.job import Job, Planner
+from convert.memory import DEFAULT_MEMORY_BYTES
 from convert.model import Model
 from convert.plan import PlannedArtifact
-from convert.run import Progress
+from convert.workers import Progress
 from quantize.choice import NO_OVERRIDES, Overrides
 from quantize.compressed_tensors import TARGETS, plan_compressed
 from quantize.gguf_targets import Options, plan_mixture, plan_own_mixture, plan_size_target
@@ -57,6 +58,8 @@ def quantize(
     metadata: Path | None = None,
     force: bool = False,
     dry_run: bool = False,
+    memory_bytes: int = DEFAULT_MEMORY_BYTES,
+    threads: int | None = None,
     on_progress: Progress | None = None,
 ) -> Job:
     """Make every target of `model` (folder or hub id) in the folder `out`, in one read.
@@ -94,5 +97,7 @@ def quantize(
         recipe=options.recipe() | ({} if numerics == NUMERICS[0] else {"numerics": numerics}),
         force=force,
         dry_run=dry_run,
+        memory_bytes=memory_bytes,
+        threads=threads,
         on_progress=on_progress,
     )

@@ -33,8 +33,8 @@ from convert.errors import InputError
 from convert.gguf import GGML_TYPES, pad
 from convert.gguf_plan import GGUFOutput
 from convert.output_tensor import Importance, OutputTensor, Scheme
-from convert.run import Progress
 from convert.tensor import Block
+from convert.workers import Progress
 from quantize.choice import NO_OVERRIDES, Choice, Overrides, fit, needs_importance, override
 from quantize.ggml import Ggml
 

@@ -20,6 +20,7 @@ import gguf
 import pytest
 import torch
 
+from convert.run import RESUMABLE
 from tests.command import command, invoke
 from tests.miniature import Shape, write_checkpoint
 
@@ -229,7 +230,7 @@ def test_an_error_of_our_own_keeps_its_traceback_and_exits_4() -> None:
     assert "ZeroDivisionError: our mistake" in done.stderr
 
 
-def test_ctrl_c_is_exit_130_and_leaves_nothing(tmp_path: Path) -> None:
+def test_ctrl_c_is_exit_130_and_the_same_command_goes_on(tmp_path: Path) -> None:
     shape = Shape(hidden=1024, intermediate=4096, layers=3)
     source, out = write_checkpoint(tmp_path / "s", shape=shape), tmp_path / "out"
     words = [sys.executable, "-m", "hermes_quant", "quantize", str(source), "--out", str(out)]
@@ -239,13 +240,21 @@ def test_ctrl_c_is_exit_130_and_leaves_nothing(tmp_path: Path) -> None:
         text=True,
         start_new_session=True,
     )
-    while process.poll() is None and not any(out.glob(".hermes-quant-staging/*.gguf")):
+    journals = out / ".hermes-quant-staging"
+    while process.poll() is None and not any(
+        path.stat().st_size > 1000 for path in journals.glob("*.journal")
+    ):
         time.sleep(0.005)
     os.kill(process.pid, signal.SIGINT)
     _, stderr = process.communicate()
     assert process.returncode == 130, stderr
-    assert stderr == "interrupted; nothing was left under a final name\n"
-    assert not any(out.iterdir())
+    assert stderr == f"interrupted; {RESUMABLE}\n"
+    assert [path.name for path in out.iterdir()] == [journals.name]
+    again = command(*words[3:], "--to", "Q4_K_M", "--to", "Q5_K_M")
+    assert again.returncode == 0
+    assert again.stderr == ""
+    assert {path.name for path in out.glob("*.gguf")} == {"s-Q4_K_M.gguf", "s-Q5_K_M.gguf"}
+    assert not journals.exists()
 
 
 def test_warnings_go_to_stderr_and_leave_the_exit_code(tmp_path: Path) -> None:

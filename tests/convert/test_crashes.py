@@ -2,22 +2,23 @@
 
 from __future__ import annotations
 
-import contextlib
+import re
 import shutil
-import signal
 import subprocess
 import sys
-import time
 from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 
 from convert.errors import OutputError
+from convert.run import RESUMABLE
 from convert.staging import SIDECAR_NAME, STAGING_NAME
 from quantize.job import quantize
 from tests.convert.outputs import NAMES, TARGETS, assert_complete
 from tests.miniature import Shape, write_checkpoint
+
+ROOT = Path(__file__).parents[2]
 
 
 @pytest.fixture(scope="module")
@@ -25,47 +26,26 @@ def source(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return write_checkpoint(tmp_path_factory.mktemp("s") / "s", shape=Shape(layers=1))
 
 
-COMMAND = [sys.executable, "-m", "hermes_quant", "quantize"]
-
-
-def command(source: Path, out: Path, *more: str) -> list[str]:
-    targets = [word for target in TARGETS for word in ("--to", target)]
-    return [*COMMAND, str(source), "--out", str(out), "--name", "m", *targets, *more]
-
-
-def run_for(arguments: list[str], out: Path, seconds: float | None) -> tuple[bool, float]:
-    """Kill -9 the command so long after its staging folder appears; was it, and how long it ran."""
-    process = subprocess.Popen(arguments, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
-    while process.poll() is None and not (out / STAGING_NAME).is_dir():
-        time.sleep(0.0005)
-    begin = time.monotonic()
-    with contextlib.suppress(subprocess.TimeoutExpired):
-        process.wait(seconds)
-    process.kill()
-    return process.wait() == -signal.SIGKILL, time.monotonic() - begin
-
-
-@pytest.mark.parametrize("force", [False, True])
-def test_kill_9_leaves_only_complete_artifacts(tmp_path: Path, source: Path, force: bool) -> None:
-    old = tmp_path / "old"
-    quantize(str(source), old, TARGETS, name="m")
-    killed, whole = run_for(command(source, tmp_path / "whole"), tmp_path / "whole", None)
-    assert not killed
-    kills = 0
-    for fraction in (0, 0.2, 0.4, 0.6, 0.8, 0.95):
-        out = tmp_path / f"out-{fraction}"
-        if force:
-            shutil.copytree(old, out)
-        arguments = command(source, out, *["--force"] * force)
-        kills += run_for(arguments, out, fraction * whole)[0]
-        assert_complete(out)
-        job = quantize(str(source), out, TARGETS, name="m")
-        assert {path.name for path in out.iterdir()} == NAMES
-        assert_complete(out)
-        assert not force or all(result.kept for result in job.results)
-        for name in NAMES - {path.name for path in out.iterdir() if path.is_dir()}:
-            assert (out / name).read_bytes() == (old / name).read_bytes()
-    assert kills, "the command was always faster than the kill"
+def test_a_run_killed_at_any_call_or_moment_is_taken_up_byte_for_byte(
+    tmp_path: Path, source: Path
+) -> None:
+    arguments = [sys.executable, "-m", "tests.faults", str(source), str(tmp_path / "work")]
+    done = subprocess.run(arguments, capture_output=True, text=True, check=False, cwd=ROOT)
+    assert done.returncode == 0, done.stdout + done.stderr
+    kinds = [
+        "pwrite",
+        "fsync",
+        "fdatasync",
+        "posix_fallocate",
+        "rename",
+        "replace",
+        "write_bytes",
+        "write_text",
+    ]
+    for line in done.stdout.splitlines():
+        assert all(kind in line for kind in kinds), line
+        killed, trials = map(int, re.search(r"(\d+) of (\d+) killed", line).groups())
+        assert killed >= trials - 2, "all but the moments"
 
 
 DIE_AT_EACH_RENAME = """
@@ -122,7 +102,7 @@ def test_a_crash_before_any_rename_can_be_mended(tmp_path: Path, source: Path, f
         if force:  # what was there before is put back and described, and not replaced unasked
             with pytest.raises(OutputError, match="exists and was not made from this source"):
                 quantize(str(source), out, TARGETS, name="m")
-            assert {path.name for path in out.iterdir()} == NAMES
+            assert {path.name for path in out.iterdir()} - {STAGING_NAME} == NAMES
             assert_complete(out)
         quantize(str(source), out, TARGETS, name="m", force=force)
         assert {path.name for path in out.iterdir()} == NAMES
@@ -154,7 +134,7 @@ def test_a_disk_that_fills_up_while_writing(
 ) -> None:
     quantize(str(source), small_disk, ["Q8_0"], name="m")
     monkeypatch.setattr("convert.run._check_space", lambda *_: None)  # somebody else wrote since
-    with pytest.raises(OutputError, match="the disk is full; nothing was left behind"):
+    with pytest.raises(OutputError, match="the disk is full; make room"):
         quantize(str(source), small_disk, ["BF16", "F32"], name="m")
     assert_complete(small_disk)
     assert {path.name for path in small_disk.iterdir()} == {
@@ -168,7 +148,20 @@ def test_a_disk_with_no_room_for_the_sidecar(small_disk: Path, source: Path) -> 
     usage = shutil.disk_usage(small_disk)
     filler = small_disk / "filler"
     page = 4096
-    filler.write_bytes(bytes((usage.free // page - -(-size // page)) * page))
-    with pytest.raises(OutputError, match="the disk is full"):
+    needed = -(-size // page) + 1  # and the journal
+    filler.write_bytes(bytes((usage.free // page - needed) * page))
+    with pytest.raises(OutputError, match="the disk is full") as raised:
         quantize(str(source), small_disk, ["BF16"], name="m")
-    assert [path.name for path in small_disk.iterdir()] == ["filler"]
+    assert raised.value.__notes__ == [RESUMABLE]
+    assert {path.name for path in small_disk.iterdir()} == {"filler", STAGING_NAME}
+    filler.unlink()
+    calls: list[str] = []
+    quantize(
+        str(source), small_disk, ["BF16"], name="m", on_progress=lambda *call: calls.append(call[2])
+    )
+    assert {call.split()[0] for call in calls} == {"checking", "hashing"}, "no weight is read again"
+    assert_complete(small_disk)
+    assert {path.name for path in small_disk.iterdir()} == {
+        "m-BF16.gguf",
+        f"m-BF16.gguf.{SIDECAR_NAME}",
+    }

@@ -60,7 +60,7 @@ def test_a_group_is_reduced_over_every_block_before_it_is_encoded(
         permuted = replace(together[0], row_order=HeadInterleave(32))
         plan = plan_run([one_file(*together, alone), one_file(permuted, name="y")])
         assert plan.read_bytes == 2 * 2 * (2 * 256 + 128 + 128) * 256, "everything is read twice"
-        make(plan, checkpoint, tmp_path, threads=3, budget_bytes=budget)
+        make(plan, checkpoint, tmp_path, threads=3, memory_bytes=budget)
         stored = np.frombuffer((tmp_path / "x").read_bytes(), dtype=np.float64)
         groups = [[t.name for t in together], [alone.name]]
         at = 0

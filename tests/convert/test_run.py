@@ -18,10 +18,11 @@ from safetensors.torch import load_file
 from convert.cast import Cast
 from convert.checkpoint import Checkpoint
 from convert.errors import CheckpointError
+from convert.memory import block_values, working_memory_bytes
 from convert.model import open_model, plan_float
 from convert.output_tensor import Encoded, HeadInterleave, Importance, OutputTensor, Part, Source
 from convert.plan import plan_run
-from convert.run import block_values, run, working_memory_bytes
+from convert.run import run
 from convert.tensor import Block
 from quantize.job import Options, planners
 from quantize.job import quantize as quantize_job
@@ -29,6 +30,7 @@ from tests.convert.plans import K, Q, V, make, one_file, tensor
 from tests.miniature import write_checkpoint
 
 PLANNERS = planners(Options())
+LEAST_MEMORY = 40 * 32 * 256  # a head of 32 rows; less is refused
 TARGETS = ["FP8_DYNAMIC", "Q8_0", "Q6_K", "Q5_K_M", "Q4_K_M", "IQ4_NL", "F32", "F16", "BF16"]
 
 
@@ -42,10 +44,10 @@ def hashes(out: Path) -> dict[str, str]:
 def test_bytes_do_not_depend_on_threads_or_block_size(tmp_path: Path, miniature: Path) -> None:
     with open_model(str(miniature), "m") as opened:
         plan = plan_run([PLANNERS[target](opened, target) for target in TARGETS])
-        ways = [(1, 1 << 30), (3, 1 << 18), (2, 1)]
+        ways = [(1, 1 << 30), (3, 1 << 20), (2, LEAST_MEMORY)]
         for i, (threads, budget) in enumerate(ways):
             out = tmp_path / str(i)
-            make(plan, opened.checkpoint, out, threads=threads, budget_bytes=budget)
+            make(plan, opened.checkpoint, out, threads=threads, memory_bytes=budget)
             assert hashes(out) == hashes(tmp_path / "0")
     assert len(hashes(tmp_path / "0")) == 2 * (len(TARGETS) - 1) + 8
 
@@ -99,7 +101,7 @@ def test_what_several_files_share_is_encoded_once(tmp_path: Path, miniature: Pat
         renamed = replace(tensor(checkpoint, Q, spy), name="blk.0.attn_q.weight")
         second = one_file(tensor(checkpoint, K, other), renamed, name="two")
         plan = plan_run([first, second])
-        make(plan, checkpoint, tmp_path, threads=2, budget_bytes=2 * 40 * 256 * 10)
+        make(plan, checkpoint, tmp_path, threads=2, memory_bytes=2 * 40 * 256 * 10)
         assert max(spy.seen.values()) == 1
         assert {name for name, _ in spy.seen} == {Q, V}
         assert sum(spy.limit) == (256 + 128) * 256
@@ -132,7 +134,7 @@ def test_stacked_sources_and_slices(tmp_path: Path, miniature: Path) -> None:
         plan = plan_run([one_file(stacked)])
         for threads, budget in ((1, 1 << 30), (3, 3 * 40 * 256 * 7)):
             out = tmp_path / str(threads)
-            make(plan, checkpoint, out, threads=threads, budget_bytes=budget)
+            make(plan, checkpoint, out, threads=threads, memory_bytes=budget)
             expected = checkpoint.read_rows(q, 32, 96).raw.tobytes()
             expected += checkpoint.read_rows(v, 0, 128).raw.tobytes()
             expected += checkpoint.read_rows(q, 0, 32).raw.tobytes()
@@ -179,6 +181,9 @@ def test_progress_counts_every_byte_read(tmp_path: Path, miniature: Path) -> Non
     job = quantize_job(
         str(miniature), tmp_path, TARGETS, on_progress=lambda *call: calls.append(call)
     )
+    hashed = [call for call in calls if call[2].startswith("hashing ")]
+    assert hashed[-1][:2] == (sum(result.artifact.size_bytes for result in job.results),) * 2
+    calls = calls[: -len(hashed)]
     done = [call[0] for call in calls]
     assert done == sorted(done)
     assert done[-1] == job.plan.read_bytes == calls[0][1]
@@ -199,7 +204,7 @@ def test_the_first_error_of_any_thread_stops_the_run(tmp_path: Path, miniature: 
     with Checkpoint.open(miniature) as checkpoint:
         plan = plan_run([one_file(tensor(checkpoint, Q, Broken("b")))])
         with pytest.raises(ZeroDivisionError):
-            make(plan, checkpoint, tmp_path / "out", threads=3, budget_bytes=3 * 40 * 256)
+            make(plan, checkpoint, tmp_path / "out", threads=3, memory_bytes=3 * 40 * 256)
     assert list((tmp_path / "out").iterdir()) == []
 
 

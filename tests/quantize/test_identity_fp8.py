@@ -199,7 +199,7 @@ def test_bytes_do_not_depend_on_threads_or_blocks(tmp_path: Path, target: str) -
             recipe={},
             tool="t",
             threads=3,
-            budget_bytes=3 * 40 * 512 * 128,
+            memory_bytes=3 * 40 * 512 * 128,
         )
     for path in (tmp_path / "a" / f"m-{target}").glob("*.safetensors"):
         assert path.read_bytes() == (tmp_path / "b" / f"m-{target}" / path.name).read_bytes()
