@@ -34,6 +34,8 @@ check: test lint
 # Real vocabularies come from $$HERMES_QUANT_DATA, or from ../shared/data beside the checkout.
 conformance: .venv/.test
 	$(BIN)/python -m benchmarks.conformance --work build/peers
+	$(BIN)/python -m benchmarks.crashes
+	$(BIN)/python -m benchmarks.memory
 
 format: .venv/.test
 	$(BIN)/ruff format .
