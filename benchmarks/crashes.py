@@ -4,7 +4,7 @@
 
 The long form of `tests/faults.py`, which says what is done and prints the result: a run into an
 empty folder and one over old outputs with `--force`, killed in place of every single call, then at
-50 random moments each. Exits with 1 if any rerun made other bytes than an undisturbed run, or if any
+50 random moments each. Exits with 1 if any rerun made other bytes than an undisturbed run or any
 file under a final name was not whole. Takes about a second a call, 900 of them.
 """
 

@@ -45,7 +45,7 @@ def stop(source: Path, out: Path, share: float, targets: list[str] = TARGETS) ->
     """A run that is interrupted when it has read such a share of what it reads."""
 
     def interrupt(done: int, total: int, what: str) -> None:
-        if done > share * total:
+        if done > share * total and what.startswith("model."):
             raise KeyboardInterrupt
 
     with pytest.raises(KeyboardInterrupt) as raised:
@@ -62,10 +62,12 @@ def resume(
     how = BLOCKS | how
     quantize(str(source), out, targets, name="m", on_progress=lambda *c: calls.append(c), **how)
     assert not (out / STAGING_NAME).exists()
-    return [call for call in calls if not call[2].startswith(("checking ", "hashing "))]
+    return [
+        call for call in calls if not call[2].startswith(("checking ", "measuring ", "hashing "))
+    ]
 
 
-@pytest.mark.parametrize("share", [0.6, 0.9])
+@pytest.mark.parametrize("share", [0.2, 0.6, 0.9])
 def test_only_what_is_missing_is_read_and_progress_begins_at_what_is_done(
     tmp_path: Path, source: Path, whole: dict[str, bytes], share: float
 ) -> None:
@@ -74,8 +76,7 @@ def test_only_what_is_missing_is_read_and_progress_begins_at_what_is_done(
     assert contents(tmp_path) == whole
     done, total, _ = calls[0]
     assert calls[-1][:2] == (total, total)
-    reduced = 0.45  # FP8_TENSOR reads its matrices twice, and again when anything of one is missing
-    assert done > (share - reduced) * total
+    assert done > (share - 0.05) * total
 
 
 @pytest.mark.parametrize(
