@@ -36,6 +36,8 @@ conformance: .venv/.test
 	$(BIN)/python -m benchmarks.kernels_fuzz
 	$(BIN)/python -m benchmarks.conformance --work build/peers
 	$(BIN)/python -m benchmarks.conformance_vllm
+	$(BIN)/python -m benchmarks.crashes
+	$(BIN)/python -m benchmarks.memory
 
 format: .venv/.test
 	$(BIN)/ruff format .

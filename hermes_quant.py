@@ -495,7 +495,7 @@ def _progress(quiet: bool) -> Iterator[Progress | None]:
         def report(done: int, total: int, what: str) -> None:
             nonlocal last
             if done < last[0] or total != last[1]:  # another phase: it has a rate of its own
-                bar.reset(task, total=total, completed=done)
+                bar.reset(task, total=total, completed=done, description=what)
             bar.update(task, completed=done, description=what)
             last = (done, total)
 

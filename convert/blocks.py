@@ -140,12 +140,15 @@ def reduction_sources(members: Iterable[Encoding]) -> tuple[Source, ...]:
     return tuple(dict.fromkeys(s for member in members for s in member.tensor.sources))
 
 
-def bytes_to_read(plan: Plan, values: int, done: Done) -> int:
-    """Bytes that are still to be read: units and reductions of which something is missing."""
+def reduction_bytes(plan: Plan, done: Done) -> int:
+    """Bytes that reductions read."""
     sources = (s for _, members in reductions(plan, done) for s in reduction_sources(members))
-    read_twice = sum((s.stop - s.start) * s.tensor.row_bytes for s in sources)
-    missing = (unit for unit in units(plan, values) if any(tasks(unit, done)))
-    return read_twice + sum(unit.size_bytes for unit in missing)
+    return sum((s.stop - s.start) * s.tensor.row_bytes for s in sources)
+
+
+def missing_bytes(plan: Plan, values: int, done: Done) -> int:
+    """Bytes of the units of which something is missing."""
+    return sum(unit.size_bytes for unit in units(plan, values) if any(tasks(unit, done)))
 
 
 def row_blocks(info: TensorInfo, rows: int, step: int, values: int) -> Iterator[Rows]:

@@ -12,7 +12,7 @@ from __future__ import annotations
 
 import threading
 import zlib
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from typing import Any
 
 import numpy as np
@@ -26,6 +26,7 @@ from convert.output_tensor import Encoded
 from convert.plan import Encoding, Plan, Slot, part_spans
 from convert.staged_files import DiskErrors, StagedFiles
 from convert.tensor import Block, TensorInfo
+from convert.workers import Meter
 
 Journals = Mapping[str, tuple[Journal, int]]
 """For the path of a file: its artifact's journal, and the file's index in the artifact."""
@@ -40,14 +41,15 @@ class Encoder:
         files: StagedFiles,
         journals: Journals,
         memory: Memory,
-        on_read: Callable[[int, str], None],
     ) -> None:
         self.checkpoint, self.files, self.journals = checkpoint, files, journals
-        self.memory, self.on_read = memory, on_read
+        self.memory = memory
         self._states: dict[tuple[object, str], Any] = {}
         self._thread = threading.local()
 
-    def reduce(self, key: tuple[object, str], members: list[Encoding], values: int) -> None:
+    def reduce(
+        self, key: tuple[object, str], members: list[Encoding], values: int, meter: Meter
+    ) -> None:
         """Fold every block of a group into the group's state."""
         state, scheme = None, members[0].tensor.scheme
         for source in reduction_sources(members):
@@ -56,10 +58,10 @@ class Encoder:
                 with self.memory.taken((stop - start) * info.columns):
                     block = self._read(info, source.start + start, source.start + stop)
                     state = scheme.reduce(state, block)
-                self.on_read(block.raw.nbytes, info.name)
+                meter.add(block.raw.nbytes, f"measuring {info.name}")
         self._states[key] = state
 
-    def encode(self, unit: Unit, done: Done) -> None:
+    def encode(self, unit: Unit, done: Done, meter: Meter) -> None:
         """Read a unit and write what is missing of it wherever it is wanted."""
         missing = list(tasks(unit, done))
         if not missing:
@@ -69,7 +71,7 @@ class Encoder:
             permuted: dict[object, Block] = {}
             for task in missing:
                 self._store(task, _block_of(task, whole, permuted))
-        self.on_read(unit.size_bytes, unit.info.name)
+        meter.add(unit.size_bytes, unit.info.name)
 
     def write_computed(self, plan: Plan, done: Done) -> None:
         """Write the tensors that come from no checkpoint tensor."""

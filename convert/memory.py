@@ -21,7 +21,7 @@ from convert.errors import InputError
 from convert.plan import Plan
 
 DEFAULT_MEMORY_BYTES = 1 << 30
-WORKING_BYTES_PER_VALUE = 40
+WORKING_BYTES_PER_VALUE = 48
 """Memory one value of a block may take: stored, widened, reordered, encoded, temporaries."""
 MAX_BLOCK_VALUES = 1 << 20
 """Larger blocks gain nothing and leave the processor's caches."""

@@ -228,11 +228,14 @@ def _encode_all(
 ) -> None:
     """Encode whatever is not `done`: groups are reduced first, then blocks go in any order."""
     values = block_values(pace.memory_bytes, pace.threads)
-    groups = list(blocks.reductions(plan, done))
-    left = blocks.bytes_to_read(plan, values, done) if done else plan.read_bytes
-    meter = Meter(pace.on_progress, plan.read_bytes, plan.read_bytes - left)
-    encoder = Encoder(checkpoint, files, journals, Memory(pace.memory_bytes), meter.add)
-    run_all(pace.threads, (partial(encoder.reduce, *group, values) for group in groups))
+    to_reduce = blocks.reduction_bytes(plan, done)
+    total = plan.read_bytes - blocks.reduction_bytes(plan, Done())
+    left = blocks.missing_bytes(plan, values, done) if done else total
+    measured = Meter(pace.on_progress, to_reduce)
+    encoded = Meter(pace.on_progress, total, total - left)
+    encoder = Encoder(checkpoint, files, journals, Memory(pace.memory_bytes))
+    groups = blocks.reductions(plan, done)
+    run_all(pace.threads, (partial(encoder.reduce, *g, values, measured) for g in groups))
     units = blocks.units(plan, values)
-    run_all(pace.threads, (partial(encoder.encode, unit, done) for unit in units))
+    run_all(pace.threads, (partial(encoder.encode, unit, done, encoded) for unit in units))
     encoder.write_computed(plan, done)

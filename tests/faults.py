@@ -24,6 +24,7 @@ from typing import Any
 
 from convert import staged_files
 from convert.journal import SUFFIX
+from convert.memory import WORKING_BYTES_PER_VALUE
 from convert.staging import STAGING_NAME
 from quantize.job import quantize
 
@@ -32,7 +33,7 @@ CALLS = (*WRITES, "fsync", "fdatasync", "posix_fallocate", "ftruncate", "rename"
 CALLS = (*CALLS, "unlink", "mkdir", "rmdir")
 PATH_WRITES = ("write_bytes", "write_text")
 TARGETS = ["FP8_TENSOR", "NVFP4A16", "Q8_0", "BF16"]
-MEMORY_BYTES = 40 * 64 * 512
+MEMORY_BYTES = WORKING_BYTES_PER_VALUE * 64 * 512
 """Makes several blocks of a miniature's matrices."""
 
 

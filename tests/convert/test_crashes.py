@@ -15,6 +15,7 @@ from convert.errors import OutputError
 from convert.run import RESUMABLE
 from convert.staging import SIDECAR_NAME, STAGING_NAME
 from quantize.job import quantize
+from tests import faults
 from tests.convert.outputs import NAMES, TARGETS, assert_complete
 from tests.miniature import Shape, write_checkpoint
 
@@ -32,16 +33,7 @@ def test_a_run_killed_at_any_call_or_moment_is_taken_up_byte_for_byte(
     arguments = [sys.executable, "-m", "tests.faults", str(source), str(tmp_path / "work")]
     done = subprocess.run(arguments, capture_output=True, text=True, check=False, cwd=ROOT)
     assert done.returncode == 0, done.stdout + done.stderr
-    kinds = [
-        "pwrite",
-        "fsync",
-        "fdatasync",
-        "posix_fallocate",
-        "rename",
-        "replace",
-        "write_bytes",
-        "write_text",
-    ]
+    kinds = {*faults.CALLS, *faults.PATH_WRITES}
     for line in done.stdout.splitlines():
         assert all(kind in line for kind in kinds), line
         killed, trials = map(int, re.search(r"(\d+) of (\d+) killed", line).groups())

@@ -13,6 +13,7 @@ import pytest
 import torch
 
 from convert.checkpoint import Checkpoint
+from convert.memory import WORKING_BYTES_PER_VALUE
 from convert.output_tensor import Encoded, HeadInterleave, Importance, OutputTensor, Part, Source
 from convert.plan import plan_run
 from convert.tensor import Block
@@ -49,7 +50,7 @@ class Centred:
         raise AssertionError
 
 
-@pytest.mark.parametrize("budget", [1 << 30, 3 * 40 * 256 * 12])
+@pytest.mark.parametrize("budget", [1 << 30, 3 * WORKING_BYTES_PER_VALUE * 256 * 12])
 def test_a_group_is_reduced_over_every_block_before_it_is_encoded(
     tmp_path: Path, miniature: Path, budget: int
 ) -> None:

@@ -14,14 +14,15 @@ import torch
 
 from convert.errors import InputError, OutputError, TensorError
 from convert.journal import RECORD, Binding, Journal, journal_path, read_journal
+from convert.memory import WORKING_BYTES_PER_VALUE
 from convert.run import RESUMABLE
-from convert.staging import SIDECAR_NAME, STAGING_NAME
+from convert.staging import SIDECAR_NAME, STAGING_NAME, check_names
 from quantize.job import quantize
 from tests.convert.outputs import assert_complete
 from tests.miniature import Shape, write_checkpoint
 
 TARGETS = ["FP8_TENSOR", "Q8_0", "F16"]
-BLOCKS: dict[str, Any] = {"threads": 1, "memory_bytes": 40 * 64 * 512}
+BLOCKS: dict[str, Any] = {"threads": 1, "memory_bytes": WORKING_BYTES_PER_VALUE * 64 * 512}
 
 
 @pytest.fixture(scope="module")
@@ -44,7 +45,7 @@ def stop(source: Path, out: Path, share: float, targets: list[str] = TARGETS) ->
     """A run that is interrupted when it has read such a share of what it reads."""
 
     def interrupt(done: int, total: int, what: str) -> None:
-        if done > share * total:
+        if done > share * total and what.startswith("model."):
             raise KeyboardInterrupt
 
     with pytest.raises(KeyboardInterrupt) as raised:
@@ -61,10 +62,12 @@ def resume(
     how = BLOCKS | how
     quantize(str(source), out, targets, name="m", on_progress=lambda *c: calls.append(c), **how)
     assert not (out / STAGING_NAME).exists()
-    return [call for call in calls if not call[2].startswith(("checking ", "hashing "))]
+    return [
+        call for call in calls if not call[2].startswith(("checking ", "measuring ", "hashing "))
+    ]
 
 
-@pytest.mark.parametrize("share", [0.3, 0.6, 0.9])
+@pytest.mark.parametrize("share", [0.2, 0.6, 0.9])
 def test_only_what_is_missing_is_read_and_progress_begins_at_what_is_done(
     tmp_path: Path, source: Path, whole: dict[str, bytes], share: float
 ) -> None:
@@ -73,11 +76,12 @@ def test_only_what_is_missing_is_read_and_progress_begins_at_what_is_done(
     assert contents(tmp_path) == whole
     done, total, _ = calls[0]
     assert calls[-1][:2] == (total, total)
-    reduced = 0.45  # FP8_TENSOR reads its matrices twice, and again when anything of one is missing
-    assert done > (share - reduced) * total
+    assert done > (share - 0.05) * total
 
 
-@pytest.mark.parametrize("how", [{"memory_bytes": 40 * 32 * 512}, {"memory_bytes": 1 << 30}])
+@pytest.mark.parametrize(
+    "how", [{"memory_bytes": WORKING_BYTES_PER_VALUE * 32 * 512}, {"memory_bytes": 1 << 30}]
+)
 def test_other_blocks_and_threads_go_on_all_the_same(
     tmp_path: Path, source: Path, whole: dict[str, bytes], how: dict[str, Any]
 ) -> None:
@@ -172,7 +176,7 @@ def test_a_weight_that_is_not_finite_leaves_no_staging_behind(tmp_path: Path) ->
 
 
 def test_too_little_memory_says_how_much_is_needed(tmp_path: Path, source: Path) -> None:
-    needed = 40 * 32 * 256  # one head of Q
+    needed = WORKING_BYTES_PER_VALUE * 32 * 256  # one head of Q
     with pytest.raises(InputError, match=r"the smallest block of .* is 32 rows of .*; pass") as r:
         quantize(str(source), tmp_path / "out", ["Q8_0"], memory_bytes=needed - 1, threads=1)
     assert f"needs {needed:,}" in str(r.value)
@@ -180,10 +184,12 @@ def test_too_little_memory_says_how_much_is_needed(tmp_path: Path, source: Path)
     quantize(str(source), tmp_path / "out", ["Q8_0"], memory_bytes=needed, threads=3)
 
 
-def test_a_name_that_is_too_long_is_refused_before_any_work(tmp_path: Path, source: Path) -> None:
-    with pytest.raises(OutputError, match=r"too long a name: .* takes 259 bytes, .* at most 255"):
-        quantize(str(source), tmp_path / "out", ["FP8_DYNAMIC"], name="n" * 220)
-    assert not any((tmp_path / "out").iterdir())
+def test_a_name_that_is_too_long_for_what_is_appended_is_refused(tmp_path: Path) -> None:
+    limit = os.pathconf(tmp_path, "PC_NAME_MAX")
+    longest = "n" * (limit - len(".hermes-quant.json.replaced") - 5)
+    with pytest.raises(OutputError, match=rf"too long a name: .* takes {limit + 1} bytes"):
+        check_names(tmp_path, [f"{longest}.gguf", f"{longest}é.ggu"])
+    check_names(tmp_path, [f"{longest}.gguf"])
 
 
 def test_a_staging_folder_that_points_elsewhere_is_refused(tmp_path: Path, source: Path) -> None:

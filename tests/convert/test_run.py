@@ -18,7 +18,7 @@ from safetensors.torch import load_file
 from convert.cast import Cast
 from convert.checkpoint import Checkpoint
 from convert.errors import CheckpointError
-from convert.memory import block_values, working_memory_bytes
+from convert.memory import WORKING_BYTES_PER_VALUE, block_values, working_memory_bytes
 from convert.model import open_model, plan_float
 from convert.output_tensor import Encoded, HeadInterleave, Importance, OutputTensor, Part, Source
 from convert.plan import plan_run
@@ -30,7 +30,7 @@ from tests.convert.plans import K, Q, V, make, one_file, tensor
 from tests.miniature import write_checkpoint
 
 PLANNERS = planners(Options())
-LEAST_MEMORY = 40 * 32 * 256  # a head of 32 rows; less is refused
+LEAST_MEMORY = WORKING_BYTES_PER_VALUE * 32 * 256  # a head of 32 rows; less is refused
 TARGETS = ["FP8_DYNAMIC", "Q8_0", "Q6_K", "Q5_K_M", "Q4_K_M", "IQ4_NL", "F32", "F16", "BF16"]
 
 
@@ -101,7 +101,13 @@ def test_what_several_files_share_is_encoded_once(tmp_path: Path, miniature: Pat
         renamed = replace(tensor(checkpoint, Q, spy), name="blk.0.attn_q.weight")
         second = one_file(tensor(checkpoint, K, other), renamed, name="two")
         plan = plan_run([first, second])
-        make(plan, checkpoint, tmp_path, threads=2, memory_bytes=2 * 40 * 256 * 10)
+        make(
+            plan,
+            checkpoint,
+            tmp_path,
+            threads=2,
+            memory_bytes=2 * WORKING_BYTES_PER_VALUE * 256 * 10,
+        )
         assert max(spy.seen.values()) == 1
         assert {name for name, _ in spy.seen} == {Q, V}
         assert sum(spy.limit) == (256 + 128) * 256
@@ -132,7 +138,7 @@ def test_stacked_sources_and_slices(tmp_path: Path, miniature: Path) -> None:
         sources = (Source(q, 32, 96), Source(v, 0, 128), Source(q, 0, 32))
         stacked = OutputTensor("s", (224, 256), "BF16", Cast("BF16"), sources)
         plan = plan_run([one_file(stacked)])
-        for threads, budget in ((1, 1 << 30), (3, 3 * 40 * 256 * 7)):
+        for threads, budget in ((1, 1 << 30), (3, 3 * WORKING_BYTES_PER_VALUE * 256 * 7)):
             out = tmp_path / str(threads)
             make(plan, checkpoint, out, threads=threads, memory_bytes=budget)
             expected = checkpoint.read_rows(q, 32, 96).raw.tobytes()
@@ -204,7 +210,13 @@ def test_the_first_error_of_any_thread_stops_the_run(tmp_path: Path, miniature: 
     with Checkpoint.open(miniature) as checkpoint:
         plan = plan_run([one_file(tensor(checkpoint, Q, Broken("b")))])
         with pytest.raises(ZeroDivisionError):
-            make(plan, checkpoint, tmp_path / "out", threads=3, memory_bytes=3 * 40 * 256)
+            make(
+                plan,
+                checkpoint,
+                tmp_path / "out",
+                threads=3,
+                memory_bytes=3 * WORKING_BYTES_PER_VALUE * 256,
+            )
     assert list((tmp_path / "out").iterdir()) == []
 
 
