@@ -244,16 +244,26 @@ def verify(
     limit: Annotated[
         int | None, typer.Option(min=1, help="Use this many prompts, spread evenly.")
     ] = None,
+    cache: Annotated[
+        Path | None,
+        typer.Option(help="Keep the reference's answers here; default: the user's cache folder."),
+    ] = None,
     as_json: JsonOption = False,
 ) -> None:
     """Compare what artifacts answer with what the reference answers, tool calls first."""
     with _errors():
+        from verify.reference_cache import default_folder
         from verify.report import print_report
         from verify.verify import verify as verb
 
         with _steps(as_json) as report_progress:
             report = verb(
-                reference, artifacts, suite=suite, limit=limit, on_progress=report_progress
+                reference,
+                artifacts,
+                suite=suite,
+                limit=limit,
+                cache=cache or default_folder(),
+                on_progress=report_progress,
             )
         if as_json:
             _print_json(report.to_dict())

@@ -41,7 +41,8 @@ def _terms(log_p: Floats, log_q: Floats) -> Floats:
     p = np.exp(log_p)
     possible = p > 0
     ratio = np.subtract(log_p, log_q, out=np.zeros_like(p), where=possible)
-    return p * ratio
+    terms: Floats = p * ratio
+    return terms
 
 
 def trigger_margin(scored: Scored, token: int) -> Floats:

@@ -22,6 +22,7 @@ from rich.text import Text
 
 from verify.check import EXIT_CODES, Outcome, State, total_state
 from verify.engines import EngineInfo
+from verify.limits import OF_LOG_PROBABILITIES
 from verify.statistics import Rate
 
 SCHEMA_VERSION = 1
@@ -37,7 +38,7 @@ HEADINGS = {
     "malformed": "mal-\nformed",
 }
 """Kinds of scores in the order of the table, and their headings."""
-OF_ANSWERS = ("agreement", "served_calls")
+OF_ANSWERS = ("agreement", "served_calls", *OF_LOG_PROBABILITIES)
 """Checks that need a run; all others are about form."""
 _FINDINGS_PRINTED = 5
 

@@ -48,8 +48,11 @@ _RANK = (
 )  # fmt: skip
 _REASONING = re.compile(r"\s*<(think|scratch_pad)>.*?(?:</\1>|\Z)", re.DOTALL)
 _BLOCK = re.compile(f"({OPEN})(.*?)({CLOSE}|\\Z)", re.DOTALL)
-_JSON = re.compile(r'(?P<string>"(?:[^"\\]|\\.)*"?)|(?P<open>[{\[])|(?P<close>[}\]])|(?P<comma>,)'
-                   r"|(?P<colon>:)|(?P<space>\s+)|(?P<other>[^\s{}\[\],:\"]+)", re.DOTALL)  # fmt: skip
+_JSON = re.compile(
+    r'(?P<string>"(?:[^"\\]|\\.)*"?)|(?P<open>[{\[])|(?P<close>[}\]])|(?P<comma>,)'
+    r"|(?P<colon>:)|(?P<space>\s+)|(?P<other>[^\s{}\[\],:\"]+)",
+    re.DOTALL,
+)
 
 
 def label_tokens(tokenizer: Tokenizer, ids: Sequence[int], *, finished: bool) -> list[Span]:

@@ -11,6 +11,9 @@ An artifact may be the address of an OpenAI-compatible server. Its files are out
 report names the checks that were not made; instead, its own parser's tool calls are compared too. A
 server that fails on the way leaves too little evidence: that is no fault of the model.
 
+The reference's answers and log-probabilities are kept in `cache`, if one is given: the next run on
+the same weights and prompts does not load it.
+
 `open_engine` is a parameter so that a test can put another engine in an artifact's place.
 """
 
@@ -31,7 +34,18 @@ from verify.agreement import check_agreement
 from verify.artifact import Artifact, Kind, open_artifact
 from verify.check import Check, Outcome, State, Verdict, total_state
 from verify.engines import ChatEngine, Engine, EngineInfo, OnProgress, ServedReply
-from verify.evidence import Answer, Evidence, Reference, ask, ask_served, make_prompts
+from verify.evidence import (
+    Answer,
+    Evidence,
+    Reference,
+    TeacherForced,
+    ask,
+    ask_served,
+    make_prompts,
+)
+from verify.logits import check_log_probabilities
+from verify.reference_cache import ReferenceCache
+from verify.reference_run import run_reference
 from verify.report import ArtifactReport, ReferenceReport, Report, Scores, SuiteReport
 from verify.scoring import score
 from verify.served import NAME as SERVED_CALLS
@@ -39,6 +53,7 @@ from verify.served import check_served_calls
 from verify.statistics import count
 from verify.structure import check_structure, expected_gguf_shapes
 from verify.suite import Suite, read_suite
+from verify.teacher_forcing import score_artifact
 from verify.templates import check_templates
 from verify.tokens import check_tokens
 from verify.weights import check_weights, is_fp8
@@ -85,6 +100,7 @@ def verify(
     suite: Path | None = None,
     limit: int | None = None,
     max_new_tokens: int = DEFAULT_MAX_NEW_TOKENS,
+    cache: Path | None = None,
     on_progress: OnNamedProgress | None = None,
     open_engine: OpenEngine = open_engine,
 ) -> Report:
@@ -109,11 +125,17 @@ def verify(
         prompts = make_prompts(checkpoint, tokenizer, chosen.conversations, max_new_tokens)
         base = Reference(checkpoint, tokenizer, chosen.conversations, prompts)
         begin = time.monotonic()
-        found = _run(open_engine, Evidence(base, source), max_new_tokens, on_progress)
-        base = replace(base, answers=found.answers, engine=found.info)
+        base = run_reference(
+            lambda: open_engine(source),
+            base,
+            max_new_tokens=max_new_tokens,
+            cache=ReferenceCache(cache, checkpoint) if cache else None,
+            on_progress=_named(on_progress, source),
+        )
+        assert base.engine is not None
         seconds = time.monotonic() - begin
-        scores = _scores(base, found.answers)
-        reported = ReferenceReport(source.name, found.info, scores, seconds)
+        scores = _scores(base, base.answers)
+        reported = ReferenceReport(source.name, base.engine, scores, seconds)
         reports = tuple(
             _verify_one(base, artifact, open_engine, max_new_tokens, on_progress)
             for artifact in opened
@@ -148,8 +170,9 @@ def _verify_one(
         except InputError as error:
             outcomes.append(_not_run(State.FAIL, str(error)))
         else:
-            evidence = replace(evidence, answers=found.answers)
+            evidence = replace(evidence, answers=found.answers, forced=found.forced)
             outcomes += [check(evidence) for check in CHECKS_AFTER]
+            outcomes += check_log_probabilities(evidence)
             if found.served is not None:
                 outcomes.append(_served_outcome(evidence, found.served))
             info, scores = found.info, _scores(reference, found.answers)
@@ -175,7 +198,7 @@ def _served_outcome(evidence: Evidence, found: Served | ServerError) -> Outcome:
     return check_served_calls(replace(evidence, served=found))
 
 
-def _without_address(artifact: Artifact, error: InputError) -> str:
+def _without_address(artifact: Artifact, error: InputError | str) -> str:
     """What failed, for a report that others read: a server's address is nobody's business."""
     url = artifact.served.url if artifact.served else None
     return str(error).replace(url, "the server's ") if url else str(error)
@@ -192,6 +215,14 @@ class _Found:
     answers: tuple[Answer, ...]
     info: EngineInfo
     served: Served | ServerError | None
+    forced: TeacherForced | str | None
+
+
+def _named(on_progress: OnNamedProgress | None, artifact: Artifact) -> OnProgress | None:
+    """Progress with the name of the model that makes it."""
+    if on_progress is None:
+        return None
+    return lambda done, total: on_progress(artifact.name, done, total)
 
 
 def _run(
@@ -201,14 +232,7 @@ def _run(
     on_progress: OnNamedProgress | None,
 ) -> _Found:
     """Load, ask everything, put away."""
-    report: OnProgress | None = None
-    if on_progress is not None:
-        name = evidence.artifact.name
-        named = on_progress
-
-        def report(done: int, total: int) -> None:
-            named(name, done, total)
-
+    report = _named(on_progress, evidence.artifact)
     reference = evidence.reference
     engine = open_engine(evidence.artifact)
     try:
@@ -221,7 +245,10 @@ def _run(
                 )
             except ServerError as error:  # no tool parser, say; what was answered still counts
                 served = error
-        return _Found(answers, engine.info, served)
+        forced = score_artifact(engine, reference, report) if reference.forced else None
+        if isinstance(forced, str):
+            forced = _without_address(evidence.artifact, forced)
+        return _Found(answers, engine.info, served, forced)
     finally:
         engine.close()
 

@@ -1,7 +1,7 @@
-"""What a model thinks of a given text: a few log-probabilities a token, and exactly what is left.
+"""What a model thinks of a given text: a few log-probabilities a token, and exactly what's left.
 
-In: `Passage`, a sequence of ids whose tokens from `start` on are to be scored, each given all before
-it (teacher forcing, so one model's slip does not change what the next token is compared on). Out:
+In: `Passage`, a sequence of ids whose tokens from `start` on are to be scored, each given all
+before it (teacher forcing: one model's slip does not change what the next token is compared on). Out:
 `Scored`, for each of those tokens K candidates with their log-probabilities, and the logarithm of
 the mass of all other tokens together.
 
@@ -19,7 +19,8 @@ Shapes: P scored tokens, K candidates, V the vocabulary. Natural logarithms, flo
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -32,7 +33,10 @@ ROWS_AT_ONCE = 64
 
 @dataclass(frozen=True, slots=True)
 class Passage:
-    """Ids, and where scoring begins (at least 1); `candidates` is [P, K], or None to pick them."""
+    """Ids, and where scoring begins: at least 1, and before their end.
+
+    `candidates` is [P, K], or None to have them picked.
+    """
 
     ids: tuple[int, ...]
     start: int
@@ -57,6 +61,10 @@ class Scored:
     log_tail: Floats
     best: Integers
     best_log_probs: Floats
+
+    def part(self, rows: slice) -> Scored:
+        """Some of the tokens."""
+        return Scored(*(getattr(self, field.name)[rows] for field in fields(self)))
 
     def log_prob_of(self, ids: Integers | int) -> Floats:
         """Log-probability [P] of one candidate a row; NaN where it is none."""
@@ -117,11 +125,5 @@ class Reduction:
     def finish(self) -> Scored:
         """Everything that was added, which must be all of it."""
         assert self._done == len(self._targets), (self._done, len(self._targets))
-        if not self._parts:
-            none, pair = np.empty((0, 1)), np.empty((0, 2))
-            ids = none.astype(np.int64)
-            return Scored(self._targets, ids, none, none[:, 0], pair.astype(np.int64), pair)
-        ids, log_probs, log_tail, best, best_log_probs = (
-            np.concatenate(part) for part in zip(*self._parts, strict=True)
-        )
-        return Scored(self._targets, ids, log_probs, log_tail, best, best_log_probs)  # type: ignore[arg-type]
+        parts: list[Any] = [np.concatenate(part) for part in zip(*self._parts, strict=True)]
+        return Scored(self._targets, *parts)
