@@ -33,7 +33,8 @@ def kl_per_token(reference: Scored, artifact: Scored) -> Floats:
     with np.errstate(divide="ignore"):
         log_tail = np.where(left_out > 0, np.log(tail), reference.log_tail)
     terms = _terms(log_p, log_q).sum(1) + _terms(log_tail, artifact.log_tail)
-    return np.maximum(terms, 0)
+    divergence: Floats = np.maximum(terms, 0)
+    return divergence
 
 
 def _terms(log_p: Floats, log_q: Floats) -> Floats:

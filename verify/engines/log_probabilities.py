@@ -1,7 +1,7 @@
 """What a model thinks of a given text: a few log-probabilities a token, and exactly what's left.
 
 In: `Passage`, a sequence of ids whose tokens from `start` on are to be scored, each given all
-before it (teacher forcing: one model's slip does not change what the next token is compared on). Out:
+before it (teacher forcing: one model's slip does not change what the next is compared on). Out:
 `Scored`, for each of those tokens K candidates with their log-probabilities, and the logarithm of
 the mass of all other tokens together.
 
