@@ -13,6 +13,8 @@ import traceback
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict
+from enum import StrEnum
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -25,6 +27,15 @@ if TYPE_CHECKING:
     from convert.inspection import Inspection
     from convert.job import Job
     from convert.run import Progress
+
+
+class KvType(StrEnum):
+    """Element types of llama.cpp's KV cache, by its own names."""
+
+    F16 = "f16"
+    Q8_0 = "q8_0"
+    Q4_0 = "q4_0"
+
 
 EXIT_BAD_INPUT, EXIT_OURS, EXIT_INTERRUPTED = 2, 4, 130
 
@@ -248,14 +259,19 @@ def verify(
         Path | None,
         typer.Option(help="Keep the reference's answers here; default: the user's cache folder."),
     ] = None,
+    kv_type: Annotated[
+        KvType, typer.Option(help="KV cache of GGUF files, as they will be run.")
+    ] = KvType.F16,
     as_json: JsonOption = False,
 ) -> None:
     """Compare what artifacts answer with what the reference answers, tool calls first."""
     with _errors():
         from verify.reference_cache import default_folder
         from verify.report import print_report
+        from verify.verify import open_engine
         from verify.verify import verify as verb
 
+        cache_type = "float16" if kv_type is KvType.F16 else kv_type.value
         with _steps(as_json) as report_progress:
             report = verb(
                 reference,
@@ -264,6 +280,7 @@ def verify(
                 limit=limit,
                 cache=cache or default_folder(),
                 on_progress=report_progress,
+                open_engine=partial(open_engine, kv_type=cache_type),
             )
         if as_json:
             _print_json(report.to_dict())

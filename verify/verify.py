@@ -68,9 +68,10 @@ OnNamedProgress = Callable[[str, int, int], None]
 Served = tuple[ServedReply | None, ...]
 
 
-def open_engine(artifact: Artifact) -> Engine:
+def open_engine(artifact: Artifact, *, kv_type: str = "float16") -> Engine:
     """The engine an artifact is made for: llama.cpp for GGUF, transformers for folders, else HTTP.
 
+    `kv_type` is the element type of llama.cpp's KV cache; the others have their own.
     Both compute with OpenMP, whose threads spin while they wait for each other unless told not to
     before they are loaded: on a machine with other work, fifty times slower for a small model.
     """
@@ -83,7 +84,7 @@ def open_engine(artifact: Artifact) -> Engine:
         if artifact.kind is Kind.GGUF:
             from verify.engines.llama_cpp import LlamaCppEngine
 
-            return LlamaCppEngine(artifact.path)
+            return LlamaCppEngine(artifact.path, kv_type=kv_type)
         from verify.engines.transformers import TransformersEngine
 
         return TransformersEngine(artifact.path)
