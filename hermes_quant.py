@@ -13,6 +13,8 @@ import traceback
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict
+from enum import StrEnum
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -25,6 +27,15 @@ if TYPE_CHECKING:
     from convert.inspection import Inspection
     from convert.job import Job
     from convert.workers import Progress
+
+
+class KvType(StrEnum):
+    """Element types of llama.cpp's KV cache, by its own names."""
+
+    F16 = "f16"
+    Q8_0 = "q8_0"
+    Q4_0 = "q4_0"
+
 
 EXIT_BAD_INPUT, EXIT_OURS, EXIT_INTERRUPTED = 2, 4, 130
 
@@ -356,14 +367,24 @@ def verify(
         Path | None,
         typer.Option("--out", "-o", help="Folder for report.html, report.json and junit.xml."),
     ] = None,
+    cache: Annotated[
+        Path | None,
+        typer.Option(help="Keep the reference's answers here; default: the user's cache folder."),
+    ] = None,
+    kv_type: Annotated[
+        KvType, typer.Option(help="KV cache of GGUF files, as they will be run.")
+    ] = KvType.F16,
     as_json: JsonOption = False,
 ) -> None:
     """Compare what artifacts answer with what the reference answers, tool calls first."""
     with _errors():
+        from verify.reference_cache import default_folder
         from verify.report.terminal import print_report
         from verify.report.write import prepare_folder, write_report
+        from verify.verify import open_engine
         from verify.verify import verify as verb
 
+        cache_type = "float16" if kv_type is KvType.F16 else kv_type.value
         if out is not None:
             prepare_folder(out)
         with _steps(as_json) as report_progress:
@@ -374,7 +395,9 @@ def verify(
                 limit=limit,
                 gate=gate,
                 imatrix=imatrix,
+                cache=cache or default_folder(),
                 on_progress=report_progress,
+                open_engine=partial(open_engine, kv_type=cache_type),
             )
         if out is not None:
             write_report(report, out)

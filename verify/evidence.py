@@ -20,6 +20,7 @@ from convert.model_spec import read_json_object
 from convert.rendering import Tokenizer, render
 from verify.artifact import Artifact
 from verify.engines import ChatEngine, Engine, EngineInfo, Ids, OnProgress, ServedReply
+from verify.engines.log_probabilities import Scored
 from verify.gate import Thresholds
 from verify.tool_calls import Reply, parse_reply
 
@@ -35,6 +36,20 @@ class Answer:
 
 
 @dataclass(frozen=True, slots=True)
+class TeacherForced:
+    """One model along the reference's text: see `teacher_forcing.py` for what is scored.
+
+    `scored` is parallel to `conversations`, the indices of those that were taken; `alone` holds the
+    first of them once more, each in a batch of its own, and only for the reference.
+    """
+
+    conversations: tuple[int, ...]
+    scored: tuple[Scored, ...]
+    long: Scored
+    alone: tuple[Scored, ...] = ()
+
+
+@dataclass(frozen=True, slots=True)
 class Reference:
     """The model the artifacts were made from, the prompts, and what it answers to them."""
 
@@ -44,6 +59,7 @@ class Reference:
     prompts: tuple[Ids, ...]
     answers: tuple[Answer, ...] = ()
     engine: EngineInfo | None = None
+    forced: TeacherForced | None = None
 
     @property
     def folder(self) -> Path:
@@ -56,6 +72,7 @@ class Evidence:
     """One artifact beside its reference, and what the gate asks of its type.
 
     `served` holds a server's own reading of each conversation that has tools, None for the others.
+    `forced` holds log-probabilities along the reference's answers, or why there are none.
     """
 
     reference: Reference
@@ -63,6 +80,7 @@ class Evidence:
     thresholds: Thresholds
     answers: tuple[Answer, ...] | None = None
     served: tuple[ServedReply | None, ...] | None = None
+    forced: TeacherForced | str | None = None
 
 
 def make_prompts(
@@ -119,6 +137,12 @@ def ask(
         stop_ids=stops,
         on_progress=on_progress,
     )
+    return read_answers(reference, generated)
+
+
+def read_answers(reference: Reference, generated: Sequence[Ids]) -> tuple[Answer, ...]:
+    """Replies as ids, read."""
+    stops = stop_ids(reference.checkpoint, reference.tokenizer)
     return tuple(_answer(reference.tokenizer, ids, stops) for ids in generated)
 
 

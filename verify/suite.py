@@ -61,7 +61,7 @@ def read_suite(path: Path | None, reference: Path, limit: int | None = None) -> 
     read = [(file, conversation) for file in files for conversation in read_conversations(file)]
     _reject_shared_ids(read)
     ordered = sorted(read, key=lambda pair: (pair[0].name, pair[1].tags))
-    taken = _spread(len(ordered), limit or len(ordered))
+    taken = spread(len(ordered), limit or len(ordered))
     return Suite(place.resolve().name, tuple(ordered[i][1] for i in taken), len(ordered))
 
 
@@ -75,7 +75,7 @@ def _reject_shared_ids(read: list[tuple[Path, Conversation]]) -> None:
         first[conversation.id] = file
 
 
-def _spread(available: int, wanted: int) -> list[int]:
+def spread(available: int, wanted: int) -> list[int]:
     """`wanted` places out of `available`, at equal distances, from the middle of each stretch."""
     wanted = min(wanted, available)
     return [(2 * i + 1) * available // (2 * wanted) for i in range(wanted)]

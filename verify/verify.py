@@ -11,6 +11,9 @@ An artifact may be the address of an OpenAI-compatible server. Its files are out
 report names the checks that were not made; instead, its own parser's tool calls are compared too. A
 server that fails on the way leaves too little evidence: that is no fault of the model.
 
+The reference's answers and log-probabilities are kept in `cache`, if one is given: the next run on
+the same weights and prompts does not load it.
+
 `open_engine` is a parameter so that a test can put another engine in an artifact's place.
 """
 
@@ -35,15 +38,27 @@ from verify.call_outcomes import confusion
 from verify.check import Check, Outcome, State, Verdict, total_state
 from verify.differences import Difference, differences
 from verify.engines import ChatEngine, Engine, EngineInfo, OnProgress, ServedReply
-from verify.evidence import Answer, Evidence, Reference, ask, ask_served, make_prompts
+from verify.evidence import (
+    Answer,
+    Evidence,
+    Reference,
+    TeacherForced,
+    ask,
+    ask_served,
+    make_prompts,
+)
 from verify.gate import read_gate
 from verify.gguf_weights import check_gguf_weights
+from verify.logits import check_log_probabilities
+from verify.reference_cache import ReferenceCache
+from verify.reference_run import run_reference
 from verify.report.contents import ArtifactReport, ReferenceReport, Report, Scores
 from verify.served import NAME as SERVED_CALLS
 from verify.served import check_served_calls
 from verify.structure import check_structure, expected_gguf_shapes
 from verify.suite import read_suite
 from verify.summary import gate_report, scores, suite_report
+from verify.teacher_forcing import score_artifact
 from verify.templates import check_templates
 from verify.tokens import check_tokens
 from verify.weights import check_weights, is_fp8
@@ -58,9 +73,10 @@ OnNamedProgress = Callable[[str, int, int], None]
 Served = tuple[ServedReply | None, ...]
 
 
-def open_engine(artifact: Artifact) -> Engine:
+def open_engine(artifact: Artifact, *, kv_type: str = "float16") -> Engine:
     """The engine an artifact is made for: llama.cpp for GGUF, transformers for folders, else HTTP.
 
+    `kv_type` is the element type of llama.cpp's KV cache; the others have their own.
     Both compute with OpenMP, whose threads spin while they wait for each other unless told not to
     before they are loaded: on a machine with other work, fifty times slower for a small model.
     """
@@ -73,7 +89,7 @@ def open_engine(artifact: Artifact) -> Engine:
         if artifact.kind is Kind.GGUF:
             from verify.engines.llama_cpp import LlamaCppEngine
 
-            return LlamaCppEngine(artifact.path)
+            return LlamaCppEngine(artifact.path, kv_type=kv_type)
         from verify.engines.transformers import TransformersEngine
 
         return TransformersEngine(artifact.path)
@@ -92,6 +108,7 @@ def verify(
     gate: Path | None = None,
     imatrix: Path | None = None,
     max_new_tokens: int = DEFAULT_MAX_NEW_TOKENS,
+    cache: Path | None = None,
     on_progress: OnNamedProgress | None = None,
     open_engine: OpenEngine = open_engine,
 ) -> Report:
@@ -120,12 +137,17 @@ def verify(
         prompts = make_prompts(checkpoint, tokenizer, chosen.conversations, max_new_tokens)
         base = Reference(checkpoint, tokenizer, chosen.conversations, prompts)
         begin = time.monotonic()
-        evidence = Evidence(base, source, asked.of(source.type))
-        found = _run(open_engine, evidence, max_new_tokens, on_progress)
-        base = replace(base, answers=found.answers, engine=found.info)
+        base = run_reference(
+            lambda: open_engine(source),
+            base,
+            max_new_tokens=max_new_tokens,
+            cache=ReferenceCache(cache, checkpoint) if cache else None,
+            on_progress=_named(on_progress, source),
+        )
+        assert base.engine is not None
         seconds = time.monotonic() - begin
-        right = scores(base, found.answers)
-        reported = ReferenceReport(source.name, found.info, right, seconds)
+        right = scores(base, base.answers)
+        reported = ReferenceReport(source.name, base.engine, right, seconds)
         reports = tuple(
             _verify_one(
                 Evidence(base, artifact, asked.of(artifact.type)),
@@ -169,8 +191,9 @@ def _verify_one(
         except InputError as error:
             outcomes.append(_not_run(State.FAIL, str(error)))
         else:
+            evidence = replace(evidence, answers=found.answers, forced=found.forced)
             answered = _look_at_answers(evidence, found)
-            outcomes += answered.outcomes
+            outcomes += [*answered.outcomes, *check_log_probabilities(evidence)]
     return ArtifactReport(
         name=artifact.name,
         kind=artifact.kind.value,
@@ -238,7 +261,7 @@ def _served_outcome(evidence: Evidence, found: Served | ServerError) -> Outcome:
     return check_served_calls(replace(evidence, served=found))
 
 
-def _without_address(artifact: Artifact, error: InputError) -> str:
+def _without_address(artifact: Artifact, error: InputError | str) -> str:
     """What failed, for a report that others read: a server's address is nobody's business."""
     url = artifact.served.url if artifact.served else None
     return str(error).replace(url, "the server's ") if url else str(error)
@@ -255,6 +278,14 @@ class _Found:
     answers: tuple[Answer, ...]
     info: EngineInfo
     served: Served | ServerError | None
+    forced: TeacherForced | str | None
+
+
+def _named(on_progress: OnNamedProgress | None, artifact: Artifact) -> OnProgress | None:
+    """Progress with the name of the model that makes it."""
+    if on_progress is None:
+        return None
+    return lambda done, total: on_progress(artifact.name, done, total)
 
 
 def _run(
@@ -264,14 +295,7 @@ def _run(
     on_progress: OnNamedProgress | None,
 ) -> _Found:
     """Load, ask everything, put away."""
-    report: OnProgress | None = None
-    if on_progress is not None:
-        name = evidence.artifact.name
-        named = on_progress
-
-        def report(done: int, total: int) -> None:
-            named(name, done, total)
-
+    report = _named(on_progress, evidence.artifact)
     reference = evidence.reference
     engine = open_engine(evidence.artifact)
     try:
@@ -284,6 +308,9 @@ def _run(
                 )
             except ServerError as error:  # no tool parser, say; what was answered still counts
                 served = error
-        return _Found(answers, engine.info, served)
+        forced = score_artifact(engine, reference, report) if reference.forced else None
+        if isinstance(forced, str):
+            forced = _without_address(evidence.artifact, forced)
+        return _Found(answers, engine.info, served, forced)
     finally:
         engine.close()

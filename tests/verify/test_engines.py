@@ -124,8 +124,8 @@ def test_what_llama_cpp_cannot_do_is_said(artifacts: dict[str, Path], tmp_path: 
         LlamaCppEngine(cut)
     with pytest.raises(CheckpointError, match="cannot load"):
         LlamaVocabulary(tmp_path / "absent.gguf")
-    with pytest.raises(UnsupportedError, match="'q4_0'; known are"):
-        LlamaCppEngine(artifacts["Q8_0"], kv_type="q4_0")
+    with pytest.raises(UnsupportedError, match="'q9'; known are"):
+        LlamaCppEngine(artifacts["Q8_0"], kv_type="q9")
     engine = LlamaCppEngine(artifacts["Q8_0"], threads=1)
     with pytest.raises(CheckpointError, match="vocabulary of 320"):
         engine.generate([[320]], max_new_tokens=1, stop_ids=NO_STOP)

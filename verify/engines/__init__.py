@@ -8,6 +8,8 @@ another dtype, with another KV cache, or in batches of another size (the order o
 changes), so these are evidence and not configuration. `activations` tells W8A8 from W8A16: the same
 FP8 file is both, depending on whether what enters its matrix products is rounded to 8 bits too.
 
+Most engines can also score a text they are given, token by token: `log_probabilities.py`.
+
 One engine is one file here, and the packages they need are imported when one is opened:
 `transformers.py` (the reference, FP8 folders), `llama_cpp.py` (GGUF), `openai_server.py` (a server
 by its address), `scripted.py` (tests).
@@ -20,7 +22,10 @@ from dataclasses import dataclass
 from typing import Protocol, runtime_checkable
 
 from convert.conversation import Conversation, ToolCall
+from verify.engines.log_probabilities import Passage, Scored
 
+LOG_PROBABILITIES = "log_probabilities"
+"""The capability of an engine that is a `ScoringEngine` and can also do what it takes."""
 Ids = Sequence[int]
 OnProgress = Callable[[int, int], None]
 
@@ -30,7 +35,7 @@ class EngineInfo:
     """How answers were computed. `batch` is prompts at once; `kv_type` the cache's element type.
 
     `activations` is the precision of what enters the quantized matrix products; `threads` is 0 if
-    it is not known. `capabilities` names what can be asked beyond generating: nothing yet.
+    it is not known. `capabilities` names what can be asked beyond generating: LOG_PROBABILITIES.
     """
 
     name: str
@@ -70,6 +75,25 @@ class Engine(Protocol):
 
     def close(self) -> None:
         """Give the memory back; the engine cannot be used after that."""
+        ...
+
+
+@runtime_checkable
+class ScoringEngine(Engine, Protocol):
+    """An engine that can also say what it thinks of tokens it is given (LOG_PROBABILITIES)."""
+
+    def score(
+        self,
+        passages: Sequence[Passage],
+        *,
+        top: int,
+        always: Ids = (),
+        on_progress: OnProgress | None = None,
+    ) -> list[Scored]:
+        """Log-probabilities along every passage, in the order given.
+
+        A passage without candidates gets the `top` likeliest of each row, `always` among them.
+        """
         ...
 
 

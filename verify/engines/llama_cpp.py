@@ -31,9 +31,10 @@ import llama_cpp
 import numpy as np
 
 from convert.errors import CheckpointError, UnsupportedError
-from verify.engines import EngineInfo, Ids, OnProgress, by_length
+from verify.engines import LOG_PROBABILITIES, EngineInfo, Ids, OnProgress, by_length
+from verify.engines.log_probabilities import ROWS_AT_ONCE, Passage, Reduction, Scored
 
-KV_TYPES = {"float32": 0, "float16": 1, "q8_0": 8}
+KV_TYPES = {"float32": 0, "float16": 1, "q8_0": 8, "q4_0": 2}
 """Names of KV cache types, and their numbers in ggml's enumeration."""
 _PREFILL_TOKENS = 512
 _LOG_LEVEL_ERROR = 3
@@ -67,6 +68,7 @@ class LlamaCppEngine:
             batch=batch,
             device="cpu",
             threads=threads or os.cpu_count() or 1,
+            capabilities=frozenset({LOG_PROBABILITIES}),
         )
 
     def generate(
@@ -83,7 +85,8 @@ class LlamaCppEngine:
             return replies
         self._check(prompts)
         longest = max(map(len, prompts)) + max_new_tokens
-        context = _Context(self._model, self.info, min(self.info.batch, len(prompts)), longest)
+        rows = min(self.info.batch, len(prompts))
+        context = _Context(self._model, self.info, rows, longest, outputs=rows)
         done = 0
         try:
             for group in by_length(prompts, self.info.batch):
@@ -115,6 +118,33 @@ class LlamaCppEngine:
                 replies[row].append(token)
         return replies if max_new_tokens else [[] for _ in prompts]
 
+    def score(
+        self,
+        passages: Sequence[Passage],
+        *,
+        top: int,
+        always: Ids = (),
+        on_progress: OnProgress | None = None,
+    ) -> list[Scored]:
+        """Log-probabilities along passages, one after the other."""
+        found: list[Scored] = []
+        if not passages:
+            return found
+        self._check([passage.ids for passage in passages])
+        longest = max(len(passage.ids) for passage in passages)
+        context = _Context(self._model, self.info, 1, longest, outputs=ROWS_AT_ONCE)
+        try:
+            for passage in passages:
+                context.clear()
+                reduction = Reduction(passage, top=top, always=always)
+                context.score(passage, reduction)
+                found.append(reduction.finish())
+                if on_progress is not None:
+                    on_progress(len(found), len(passages))
+        finally:
+            context.close()
+        return found
+
     def _check(self, prompts: Sequence[Ids]) -> None:
         for prompt in prompts:
             if not prompt or not all(0 <= token < self._vocab_size for token in prompt):
@@ -131,15 +161,20 @@ class LlamaCppEngine:
 
 
 class _Context:
-    """KV caches for `rows` sequences of up to `length` tokens, and the batch that feeds them."""
+    """KV caches for `rows` sequences of up to `length` tokens, and the batch that feeds them.
 
-    def __init__(self, model: Any, info: EngineInfo, rows: int, length: int) -> None:
+    `outputs` is the number of rows of logits that one step may ask for.
+    """
+
+    def __init__(
+        self, model: Any, info: EngineInfo, rows: int, length: int, *, outputs: int
+    ) -> None:
         params = llama_cpp.llama_context_default_params()
         params.n_ctx = rows * (-(-length // 256) * 256)
         params.n_batch = max(_PREFILL_TOKENS, rows)
         params.n_ubatch = params.n_batch
         params.n_seq_max = rows
-        params.n_outputs_max = rows
+        params.n_outputs_max = outputs
         params.n_threads = params.n_threads_batch = info.threads
         params.type_k = params.type_v = KV_TYPES[info.kv_type]
         params.no_perf = True
@@ -162,6 +197,22 @@ class _Context:
             places = [(row, position) for position in range(start, stop)]
             self._decode(places, prompt[start:stop], [p == last for _, p in places])
         return self._argmax(stop - start - 1)
+
+    def score(self, passage: Passage, reduction: Reduction) -> None:
+        """Read a passage into sequence 0, and hand on the logits before every scored token."""
+        ids, first = passage.ids[:-1], passage.start - 1
+        start = 0
+        while start < len(ids):
+            room = _PREFILL_TOKENS if start < first else ROWS_AT_ONCE
+            stop = min(start + room, first if start < first else len(ids))
+            scored = start >= first
+            places = [(0, position) for position in range(start, stop)]
+            self._decode(places, ids[start:stop], [scored] * len(places))
+            if scored:
+                rows = llama_cpp.llama_get_logits(self._context)
+                shape = (len(places), self._vocab_size)
+                reduction.add(np.ctypeslib.as_array(rows, shape=shape))
+            start = stop
 
     def step(self, places: Sequence[tuple[int, int]], tokens: Ids) -> list[int]:
         """Put one token into each (sequence, position); the tokens that follow."""

@@ -26,8 +26,10 @@ from typing import Any, TypeVar
 
 from convert.conversation import Conversation, ToolCall
 from convert.errors import ServerError, UnsupportedError
-from verify.engines import EngineInfo, Ids, OnProgress, ServedReply
+from verify.engines import LOG_PROBABILITIES, EngineInfo, Ids, OnProgress, ServedReply
+from verify.engines.log_probabilities import Passage, Scored
 from verify.engines.openai_client import Client, JsonObject, ServedModel
+from verify.engines.prompt_logprobs import SERVED_TOP, read_prompt_logprobs
 from verify.tool_call_repair import loads_strict
 
 TIMEOUT_S = 600.0
@@ -68,6 +70,7 @@ class OpenAIEngine:
             batch=batch,
             device="server",
             threads=0,
+            capabilities=frozenset({LOG_PROBABILITIES} if served.software == "vllm" else ()),
         )
 
     def generate(
@@ -96,6 +99,35 @@ class OpenAIEngine:
             return ids[: ends[0] + 1] if ends else ids
 
         return self._in_parallel(complete, prompts, on_progress)
+
+    def score(
+        self,
+        passages: Sequence[Passage],
+        *,
+        top: int,
+        always: Ids = (),
+        on_progress: OnProgress | None = None,
+    ) -> list[Scored]:
+        """Log-probabilities along passages, as far as vLLM names them: at most SERVED_TOP a token.
+
+        `always` cannot be asked for; a candidate that is not named is NaN.
+        """
+
+        def ask(passage: Passage) -> Scored:
+            body = {
+                "model": self._served.model,
+                "prompt": list(passage.ids),
+                "max_tokens": 1,
+                "prompt_logprobs": min(top, SERVED_TOP),
+                **GREEDY,
+            }
+            choice = self._choice(self._client.post(f"{self._served.url}/completions", body))
+            try:
+                return read_prompt_logprobs(choice.get("prompt_logprobs"), passage)
+            except ValueError as error:
+                raise UnsupportedError(f"{self._served.url}: {error}") from error
+
+        return self._in_parallel(ask, passages, on_progress)
 
     def chat(
         self,

@@ -30,7 +30,8 @@ import torch
 import transformers
 
 from convert.errors import CheckpointError, UnsupportedError
-from verify.engines import EngineInfo, Ids, OnProgress, by_length
+from verify.engines import LOG_PROBABILITIES, EngineInfo, Ids, OnProgress, by_length
+from verify.engines.log_probabilities import ROWS_AT_ONCE, Passage, Reduction, Scored
 
 
 class TransformersEngine:
@@ -48,6 +49,7 @@ class TransformersEngine:
             batch=batch,
             device=device,
             threads=torch.get_num_threads(),
+            capabilities=frozenset({LOG_PROBABILITIES}),
         )
 
     def generate(
@@ -103,6 +105,39 @@ class TransformersEngine:
             positions = positions[:, -1:] + 1
             mask = torch.cat([mask, mask.new_ones(len(rows), 1)], dim=1)
         return replies
+
+    def score(
+        self,
+        passages: Sequence[Passage],
+        *,
+        top: int,
+        always: Ids = (),
+        on_progress: OnProgress | None = None,
+    ) -> list[Scored]:
+        """Log-probabilities along passages, batched by length."""
+        found: dict[int, Scored] = {}
+        for batch in by_length([passage.ids for passage in passages], self.info.batch):
+            reductions = [Reduction(passages[i], top=top, always=always) for i in batch]
+            self._score_batch([passages[i] for i in batch], reductions)
+            for index, reduction in zip(batch, reductions, strict=True):
+                found[index] = reduction.finish()
+            if on_progress is not None:
+                on_progress(len(found), len(passages))
+        return [found[index] for index in range(len(passages))]
+
+    @torch.inference_mode()
+    def _score_batch(self, passages: list[Passage], reductions: list[Reduction]) -> None:
+        """The head is applied to scored tokens only, a few rows at a time: [B, T, V] never is."""
+        ids, mask = _pad_left([passage.ids[:-1] for passage in passages], self.info.device)
+        positions = (mask.cumsum(-1) - 1).clamp(min=0)
+        hidden = self._model.base_model(
+            input_ids=ids, attention_mask=mask, position_ids=positions, use_cache=False
+        ).last_hidden_state  # [B, T, hidden]
+        head = self._model.get_output_embeddings()
+        for row, (passage, reduction) in enumerate(zip(passages, reductions, strict=True)):
+            count = len(passage.ids) - passage.start
+            for rows in hidden[row, hidden.shape[1] - count :].split(ROWS_AT_ONCE):
+                reduction.add(head(rows).float().cpu().numpy())
 
     def close(self) -> None:
         """Drop the model."""

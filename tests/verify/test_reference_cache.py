@@ -1,0 +1,222 @@
+"""The reference is computed once: kept by content, made anew when what it depends on changes."""
+
+from __future__ import annotations
+
+import json
+import logging
+import os
+import shutil
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+from safetensors.torch import load_file, save_file
+
+from convert.checkpoint import Checkpoint
+from convert.conversation import Conversation
+from convert.rendering import Tokenizer
+from tests.miniature import change_json
+from tests.verify.test_verify import write_suite
+from verify.artifact import Artifact, Kind
+from verify.engines import LOG_PROBABILITIES, Engine
+from verify.engines.log_probabilities import Passage, Reduction, Scored
+from verify.engines.scripted import INFO, ScriptedEngine
+from verify.evidence import Reference, make_prompts
+from verify.reference_cache import ReferenceCache, default_folder
+from verify.reference_run import run_reference
+from verify.verify import open_engine, verify
+
+
+class Counting(ScriptedEngine):
+    """Answers and scores without weights, and counts how often it is asked."""
+
+    opened = 0
+    scored = 0
+    fails = False
+
+    def __init__(self) -> None:
+        super().__init__(
+            lambda prompt: [1, len(prompt) % 7, 260],
+            replace(INFO, capabilities=frozenset({LOG_PROBABILITIES})),
+        )
+        Counting.opened += 1
+
+    def score(self, passages: list[Passage], *, top: int, always: tuple[int, ...] = (),
+              on_progress: object = None) -> list[Scored]:  # fmt: skip
+        if Counting.fails:
+            raise KeyboardInterrupt
+        Counting.scored += 1
+        found = []
+        for passage in passages:
+            reduction = Reduction(passage, top=top, always=always)
+            rng = np.random.default_rng(len(passage.ids))
+            reduction.add(rng.normal(size=(len(passage.targets), 320)).astype(np.float32))
+            found.append(reduction.finish())
+        return found
+
+
+Run = Callable[..., Reference]
+
+
+@pytest.fixture
+def run(tmp_path: Path) -> Run:
+    """Run the reference in a folder; `Counting` counts what was done for it."""
+
+    def run_one(folder: Path, text: str = "hello") -> Reference:
+        Counting.opened = Counting.scored = 0
+        with Checkpoint.open(folder) as checkpoint:
+            tokenizer = Tokenizer.open(folder)
+            messages = ({"role": "user", "content": text},)
+            conversations = (Conversation("a", messages), Conversation("b", messages))
+            prompts = make_prompts(checkpoint, tokenizer, conversations, 8)
+            base = Reference(checkpoint, tokenizer, conversations, prompts)
+            cache = ReferenceCache(tmp_path / "cache", checkpoint)
+            return run_reference(Counting, base, max_new_tokens=8, cache=cache)
+
+    return run_one
+
+
+@pytest.fixture
+def folder(reference_folder: Path, tmp_path: Path) -> Path:
+    return Path(shutil.copytree(reference_folder, tmp_path / "mini"))
+
+
+def same(a: Reference, b: Reference) -> bool:
+    assert a.forced is not None
+    assert b.forced is not None
+    pairs = zip(
+        (*a.forced.scored, a.forced.long, *a.forced.alone),
+        (*b.forced.scored, b.forced.long, *b.forced.alone),
+        strict=True,
+    )
+    fields = ("targets", "candidates", "log_probs", "log_tail", "best", "best_log_probs")
+    return (
+        a.answers == b.answers
+        and a.engine == b.engine
+        and all(np.array_equal(getattr(x, f), getattr(y, f)) for x, y in pairs for f in fields)
+    )
+
+
+def test_what_is_kept_is_read_and_no_engine_opened(
+    run: Run, folder: Path, tmp_path: Path, reference_folder: Path
+) -> None:
+    first = run(folder)
+    assert Counting.opened == 1
+    second = run(folder)
+    assert (Counting.opened, Counting.scored) == (0, 0)
+    assert same(first, second)
+    moved = Path(shutil.copytree(folder, tmp_path / "elsewhere", copy_function=shutil.copy))
+    assert same(first, run(moved))
+    assert Counting.opened == 0, "dates and places are no content"
+
+
+def change_weight(folder: Path) -> None:
+    stamp = (folder / "model.safetensors").stat()
+    tensors = load_file(folder / "model.safetensors")
+    tensors["model.norm.weight"][0] += 0.5
+    save_file(tensors, folder / "model.safetensors", metadata={"format": "pt"})
+    os.utime(folder / "model.safetensors", ns=(stamp.st_atime_ns, stamp.st_mtime_ns))
+
+
+def change_template(folder: Path) -> None:
+    path = folder / "tokenizer_config.json"
+    path.write_text(path.read_text().replace("assistant", "Assistant"))
+
+
+def change_config(folder: Path) -> None:
+    change_json(folder / "config.json", rms_norm_eps=1e-6)
+
+
+@pytest.mark.parametrize("change", [change_weight, change_template, change_config])
+def test_another_weight_or_template_is_another_reference(
+    run: Run, folder: Path, change: Callable[[Path], None]
+) -> None:
+    run(folder)
+    change(folder)
+    run(folder)
+    assert Counting.opened == 1
+
+
+def test_another_prompt_is_another_question(run: Run, folder: Path) -> None:
+    run(folder)
+    run(folder, "hello!")
+    assert Counting.opened == 1
+    run(folder)
+    assert Counting.opened == 0
+
+
+@pytest.mark.parametrize("damage", ["cut", "flipped", "emptied"])
+def test_a_damaged_entry_is_ignored_with_a_word(
+    run: Run, folder: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture, damage: str
+) -> None:
+    first = run(folder)
+    entries = sorted((tmp_path / "cache").iterdir())
+    assert [e.name.split("-")[0] for e in entries] == ["answers", "scores"]
+    for entry in entries:
+        content = bytearray(entry.read_bytes())
+        content[len(content) // 2] ^= 1
+        cut = {"cut": content[: len(content) // 2], "flipped": content, "emptied": b""}
+        entry.write_bytes(cut[damage])
+    with caplog.at_level(logging.WARNING):
+        again = run(folder)
+    assert Counting.opened == 1
+    assert same(first, again)
+    assert caplog.text.count("computed anew") == 2
+    run(folder)
+    assert Counting.opened == 0, "it was written anew"
+
+
+def test_an_interrupted_run_goes_on_from_the_answers(
+    run: Run, folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(Counting, "fails", True)
+    with pytest.raises(KeyboardInterrupt):
+        run(folder)
+    assert [e.name.split("-")[0] for e in (tmp_path / "cache").iterdir()] == ["answers"]
+    monkeypatch.setattr(Counting, "fails", False)
+    monkeypatch.setattr(Counting, "generate", lambda *_, **__: pytest.fail("answered again"))
+    assert run(folder).answers[0].ids[-1] == 260
+    assert Counting.scored > 0
+
+
+def test_a_folder_that_cannot_be_written_stops_nothing(
+    run: Run, folder: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    (tmp_path / "cache").write_text("a file")
+    assert run(folder).forced is not None
+    assert "cannot be written" in caplog.text
+
+
+def test_the_verb_loads_the_reference_once_for_all_runs(
+    folder: Path, artifacts: dict[str, Path], tmp_path: Path
+) -> None:
+    opened: list[Kind] = []
+
+    def counting(artifact: Artifact) -> Engine:
+        opened.append(artifact.kind)
+        return open_engine(artifact)
+
+    seen = []
+    for _ in range(2):
+        report = verify(
+            folder,
+            [artifacts["F32"], artifacts["Q8_0"]],
+            suite=write_suite(tmp_path, 4),
+            max_new_tokens=4,
+            cache=tmp_path / "cache",
+            open_engine=counting,
+        )
+        content = json.loads(json.dumps(report.to_dict(), allow_nan=False))
+        seen.append([a["outcomes"] for a in content["artifacts"]])
+    assert opened == [Kind.CHECKPOINT, Kind.GGUF, Kind.GGUF, Kind.GGUF, Kind.GGUF]
+    assert seen[0] == seen[1]
+    assert {o["check"] for o in seen[0][0]} >= {"chat_kl", "reply_kl", "trigger", "long_context"}
+
+
+def test_the_default_folder_is_the_users(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
+    assert default_folder() == tmp_path / "hermes-quant"
+    monkeypatch.delenv("XDG_CACHE_HOME")
+    assert default_folder() == Path.home() / ".cache/hermes-quant"

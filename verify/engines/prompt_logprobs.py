@@ -1,0 +1,64 @@
+"""vLLM's `prompt_logprobs` as a `Scored`: what a server says of tokens it was given.
+
+In: the list vLLM puts into a choice, one object a prompt token (the first is null), from token id
+to `{"logprob": ..., "rank": ...}`. Out: the passage's scored tokens.
+
+vLLM names the SERVED_TOP likeliest tokens of each place (more only if it was started with
+`--max-logprobs`) and the token that follows. Candidates it does not name are NaN; their mass is in
+the tail, which is 1 minus what is named and not known below TAIL_FLOOR.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+
+from verify.engines.log_probabilities import Floats, Passage, Scored
+
+SERVED_TOP = 20
+TAIL_FLOOR = 1e-6
+"""Named log-probabilities are float32: what their sum leaves of 1 is rounding below this."""
+
+
+def read_prompt_logprobs(stated: Any, passage: Passage) -> Scored:
+    """Raises ValueError if it is not what vLLM gives for this passage."""
+    if not isinstance(stated, list) or len(stated) != len(passage.ids):
+        raise ValueError("no prompt_logprobs, or not one a token")
+    rows = [_read_row(row) for row in stated[passage.start :]]
+    targets = passage.targets
+    picked = passage.candidates
+    if picked is None:
+        width = min(len(row) for row in rows)
+        picked = np.array([sorted(row, key=lambda i: -row[i][0])[:width] for row in rows])
+    log_probs = np.array(
+        [
+            [row[i][0] if i in row else np.nan for i in ids]
+            for row, ids in zip(rows, picked.tolist(), strict=True)
+        ]
+    )
+    best = np.array([_two_best(row) for row in rows])
+    best_log_probs = np.array(
+        [[row[i][0] for i in ids] for row, ids in zip(rows, best.tolist(), strict=True)]
+    )
+    return Scored(targets, picked, log_probs, _log_tail(log_probs), best, best_log_probs)
+
+
+def _read_row(row: Any) -> dict[int, tuple[float, int]]:
+    """Log-probability and rank by id."""
+    if not isinstance(row, dict) or len(row) < 2:
+        raise ValueError("fewer than two tokens named at one place")
+    try:
+        return {int(i): (float(v["logprob"]), int(v["rank"])) for i, v in row.items()}
+    except (KeyError, TypeError) as error:
+        raise ValueError(f"a log-probability that cannot be read: {error}") from error
+
+
+def _two_best(row: dict[int, tuple[float, int]]) -> list[int]:
+    return sorted(row, key=lambda i: row[i][1])[:2]
+
+
+def _log_tail(log_probs: Floats) -> Floats:
+    named = np.exp(np.where(np.isnan(log_probs), -np.inf, log_probs)).sum(1)
+    tail: Floats = np.log(np.maximum(1 - named, TAIL_FLOOR))
+    return tail

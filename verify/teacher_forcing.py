@@ -1,0 +1,112 @@
+"""Which text is scored, and scoring it: the reference's own answers, some prompts, one long text.
+
+In: a `Reference` with its answers, and an engine. Out: `TeacherForced`.
+
+Every model is given the same tokens and asked what it would have thought of each, so a difference
+at one token is a difference of weights there and not the echo of an earlier one. Three texts:
+
+    replies   the reference's answers to at most REPLIES conversations, spread evenly
+    chat      of PROMPTS of those, the prompt's own tokens too: system text, tools, question. A
+              reply is nearly certain, a prompt is not, so this is where small damage shows, and
+              the figure that compares with published ones, which are of running text
+    long      prompts and answers one after the other, until they reach a quarter beyond
+              original_max_position_embeddings (or LONG tokens in a model without rope scaling);
+              its last LONG_SCORED tokens are scored
+
+Wrong rope frequencies or a wrong base leave short text nearly alone; the long one shows them.
+"""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from itertools import cycle
+
+from convert.errors import ServerError, UnsupportedError
+from verify.engines import LOG_PROBABILITIES, Engine, OnProgress, ScoringEngine
+from verify.engines.log_probabilities import Passage, Scored
+from verify.evidence import Reference, TeacherForced
+from verify.suite import spread
+from verify.tool_calls import OPEN
+
+TOP = 64
+REPLIES = 128
+PROMPTS = 24
+ALONE = 8
+LONG = 2048
+LONG_SCORED = 256
+
+
+def score_reference(
+    engine: ScoringEngine, reference: Reference, on_progress: OnProgress | None = None
+) -> TeacherForced:
+    """The reference along its own text; it picks the candidates."""
+    chosen = choose_conversations(reference)
+    passages = [make_passage(reference, index, chosen) for index in chosen]
+    always = watched_ids(reference)
+    scored = engine.score(passages, top=TOP, always=always, on_progress=on_progress)
+    alone = [
+        engine.score([_with_candidates(passage, found)], top=TOP)[0]
+        for passage, found in zip(passages[:ALONE], scored, strict=False)
+    ]
+    (long,) = engine.score([long_passage(reference)], top=TOP)
+    return TeacherForced(chosen, tuple(scored), long, tuple(alone))
+
+
+def score_artifact(
+    engine: Engine, reference: Reference, on_progress: OnProgress | None = None
+) -> TeacherForced | str:
+    """An artifact along the same text, on the same candidates; or why that cannot be had."""
+    base = reference.forced
+    assert base is not None
+    capable = LOG_PROBABILITIES in engine.info.capabilities
+    if not capable or not isinstance(engine, ScoringEngine):
+        return f"{engine.info.name} gives no log-probabilities of a text it is given"
+    passages = [
+        _with_candidates(make_passage(reference, index, base.conversations), found)
+        for index, found in zip(base.conversations, base.scored, strict=True)
+    ]
+    long = _with_candidates(long_passage(reference), base.long)
+    try:
+        scored = engine.score(passages, top=TOP, on_progress=on_progress)
+        return TeacherForced(base.conversations, tuple(scored), engine.score([long], top=TOP)[0])
+    except (ServerError, UnsupportedError) as error:
+        return str(error)
+
+
+def choose_conversations(reference: Reference) -> tuple[int, ...]:
+    """Indices of the conversations that are scored: those with an answer, evenly spread."""
+    answered = [i for i, answer in enumerate(reference.answers) if answer.ids]
+    return tuple(answered[i] for i in spread(len(answered), REPLIES))
+
+
+def make_passage(reference: Reference, index: int, chosen: tuple[int, ...]) -> Passage:
+    """A prompt and its answer; scored from the answer on, or whole for PROMPTS of them."""
+    prompt = tuple(reference.prompts[index])
+    whole = index in {chosen[i] for i in spread(len(chosen), PROMPTS)}
+    return Passage((*prompt, *reference.answers[index].ids), 1 if whole else len(prompt))
+
+
+def long_passage(reference: Reference) -> Passage:
+    """Prompts and answers one after the other, as long as the rope has to be stretched for."""
+    spec = reference.checkpoint.spec
+    wanted = LONG
+    if spec.rope_scaling is not None:
+        original = spec.rope_scaling.original_max_position_embeddings
+        wanted = original + max(original // 4, LONG_SCORED)
+    wanted = min(wanted, spec.max_position_embeddings)
+    ids: list[int] = []
+    for prompt, answer in cycle(zip(reference.prompts, reference.answers, strict=True)):
+        ids += [*prompt, *answer.ids]
+        if len(ids) >= wanted:
+            return Passage(tuple(ids[:wanted]), max(1, wanted - LONG_SCORED))
+    raise AssertionError("a reference without prompts")
+
+
+def watched_ids(reference: Reference) -> tuple[int, ...]:
+    """The tokens whose log-probability is kept everywhere: the one that opens a tool call."""
+    token = reference.tokenizer.token_id(OPEN)
+    return () if token is None else (token,)
+
+
+def _with_candidates(passage: Passage, found: Scored) -> Passage:
+    return replace(passage, candidates=found.candidates)
