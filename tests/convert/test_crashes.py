@@ -115,6 +115,28 @@ def small_disk(tmp_path: Path) -> Iterator[Path]:
     subprocess.run(["umount", disk], check=True)
 
 
+def test_a_folder_that_cannot_be_written_or_renamed_from_is_refused_before_any_work(
+    small_disk: Path, source: Path
+) -> None:
+    calls: list[str] = []
+
+    def attempt(out: Path, found: str) -> None:
+        with pytest.raises(OutputError, match=found):
+            quantize(str(source), out, ["Q8_0"], on_progress=lambda *call: calls.append(call[2]))
+
+    subprocess.run(["mount", "-o", "remount,ro", small_disk], check=True)
+    attempt(small_disk, "cannot be written to: Read-only file system")
+    subprocess.run(["mount", "-o", "remount,rw", small_disk], check=True)
+    out = small_disk.parent / "out"
+    (out / STAGING_NAME).mkdir(parents=True)
+    subprocess.run(["mount", "--bind", small_disk, out / STAGING_NAME], check=True)
+    try:
+        attempt(out, "lies on another file system")
+    finally:
+        subprocess.run(["umount", out / STAGING_NAME], check=True)
+    assert not calls
+
+
 def test_a_full_disk_is_known_beforehand(small_disk: Path, source: Path) -> None:
     with pytest.raises(OutputError, match=r"[\d,]+ bytes are needed and [\d,]+ are free"):
         quantize(str(source), small_disk, ["BF16", "F32"], name="m")
