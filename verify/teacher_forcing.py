@@ -29,7 +29,7 @@ from verify.suite import spread
 from verify.tool_calls import OPEN
 
 TOP = 64
-REPLIES = 128
+REPLIES = 80
 PROMPTS = 24
 ALONE = 8
 LONG = 2048
