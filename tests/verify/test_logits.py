@@ -16,10 +16,11 @@ from convert.checkpoint import Checkpoint
 from convert.rendering import Tokenizer
 from quantize.job import quantize
 from tests.verify.damage import Edit, rewrite_gguf
-from verify.artifact import open_artifact
+from verify.artifact import Artifact, open_artifact
 from verify.check import Outcome, State
 from verify.engines.log_probabilities import Scored
 from verify.evidence import Evidence, Reference, TeacherForced, make_prompts
+from verify.gate import read_gate
 from verify.logits import check_log_probabilities
 from verify.reference_run import run_reference
 from verify.resampling import mean_by_prompt
@@ -32,6 +33,11 @@ NANO = Path(__file__).parents[2] / "examples/hermes-nano"
 PROMPTS = 64
 TARGETS = ("F32", "Q8_0", "Q6_K", "Q5_K_M", "Q4_K_M", "Q2_K", "FP8_DYNAMIC")
 ALL = ["chat_kl", "reply_kl", "trigger", "log_prob", "long_context"]
+
+
+def asked(reference: Reference, artifact: Artifact, **given: Any) -> Evidence:
+    """Evidence under the default gate."""
+    return Evidence(reference, artifact, read_gate(None).of(artifact.type), **given)
 
 
 @pytest.fixture(scope="session")
@@ -60,7 +66,7 @@ def check(reference: Reference, path: Path, type_name: str | None = None) -> dic
     forced = score_artifact(engine, reference)
     engine.close()
     artifact = replace(artifact, type=type_name or artifact.type)
-    outcomes = check_log_probabilities(Evidence(reference, artifact, forced=forced))
+    outcomes = check_log_probabilities(asked(reference, artifact, forced=forced))
     assert [outcome.check for outcome in outcomes] == ALL
     return {outcome.check: outcome for outcome in outcomes}
 
@@ -139,7 +145,7 @@ def test_a_trigger_that_turns_is_named(nano: Reference, made: dict[str, Path]) -
     lowered = tuple(lower(scored, token) for scored in forced.scored)
     artifact = open_artifact(made["F32"])
     outcomes = check_log_probabilities(
-        Evidence(nano, artifact, forced=replace(forced, scored=lowered))
+        asked(nano, artifact, forced=replace(forced, scored=lowered))
     )
     trigger = next(outcome for outcome in outcomes if outcome.check == "trigger")
     assert trigger.verdict.state is State.FAIL
@@ -186,7 +192,7 @@ def test_numbers_that_are_none_fail(nano: Reference, made: dict[str, Path]) -> N
     )
     broken = tuple(replace(s, log_probs=np.full_like(s.log_probs, -np.inf)) for s in broken)
     outcomes = check_log_probabilities(
-        Evidence(
+        asked(
             nano,
             open_artifact(made["F32"]),
             forced=replace(forced, scored=broken[:-1], long=broken[-1]),
@@ -202,7 +208,7 @@ def test_without_log_probabilities_there_is_not_enough_evidence(
     nano: Reference, made: dict[str, Path]
 ) -> None:
     artifact = open_artifact(made["F32"])
-    (outcome,) = check_log_probabilities(Evidence(nano, artifact, forced="it gives none"))
+    (outcome,) = check_log_probabilities(asked(nano, artifact, forced="it gives none"))
     assert outcome.verdict.state is State.NOT_ENOUGH_EVIDENCE
     assert outcome.verdict.reason == "it gives none"
 
@@ -210,7 +216,7 @@ def test_without_log_probabilities_there_is_not_enough_evidence(
 def test_the_reference_differs_from_itself_by_its_batch_alone(nano: Reference) -> None:
     assert nano.forced is not None
     again = replace(nano.forced, alone=())
-    outcomes = check_log_probabilities(Evidence(nano, open_artifact(NANO), forced=again))
+    outcomes = check_log_probabilities(asked(nano, open_artifact(NANO), forced=again))
     found = {outcome.check: outcome.verdict for outcome in outcomes}
     assert found["chat_kl"].numbers["kl"] == 0
     noise_floor = found["chat_kl"].numbers["noise"]
