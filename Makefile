@@ -7,7 +7,7 @@ NANO := examples/hermes-nano
 DEMO := demo
 DEMO_LIMIT ?= 240
 
-.PHONY: demo test vllm lint check conformance format clean
+.PHONY: demo test vllm lint check conformance bench format clean
 
 demo: .venv/.verify
 	$(BIN)/hermes-quant quantize $(NANO) --out $(DEMO) $(foreach target,$(TARGETS),--to $(target))
@@ -38,6 +38,12 @@ conformance: .venv/.test
 	$(BIN)/python -m benchmarks.conformance_vllm
 	$(BIN)/python -m benchmarks.crashes
 	$(BIN)/python -m benchmarks.memory
+
+# The peers' own tools and ours in turn, at the full size of a 3B: an hour, and 40 GB of disk.
+BENCH := --model 3B --rounds 3
+bench: .venv/.test
+	$(BIN)/python -m benchmarks.kernels
+	$(BIN)/python -m benchmarks.end_to_end $(BENCH)
 
 format: .venv/.test
 	$(BIN)/ruff format .
