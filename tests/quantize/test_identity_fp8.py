@@ -14,8 +14,8 @@ from hypothesis import strategies as st
 from safetensors import safe_open
 
 from convert.errors import TensorError, UnsupportedError
-from convert.model import open_model
 from convert.memory import WORKING_BYTES_PER_VALUE
+from convert.model import open_model
 from convert.plan import plan_run
 from convert.run import run
 from convert.tensor import Block
