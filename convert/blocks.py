@@ -64,13 +64,20 @@ class Task:
 
 
 class Done:
-    """The rows of every slot that a stopped run has written and that were found sound."""
+    """The rows of every slot that a stopped run has written and that were found sound.
+
+    `rows` come in ascending order for each slot and do not overlap; adjacent ones are joined, so
+    that what is held grows with the number of gaps, not of blocks.
+    """
 
     def __init__(self, rows: Iterable[tuple[tuple[str, int], Rows]] = ()) -> None:
-        found: dict[tuple[str, int], list[Rows]] = defaultdict(list)
-        for key, interval in rows:
-            found[key].append(interval)
-        self._rows = {key: _joined(intervals) for key, intervals in found.items()}
+        self._rows: dict[tuple[str, int], list[Rows]] = defaultdict(list)
+        for key, (start, stop) in rows:
+            joined = self._rows[key]
+            if joined and joined[-1][1] == start:
+                start = joined.pop()[0]
+            assert not joined or joined[-1][1] < start, (key, joined[-1], start)
+            joined.append((start, stop))
 
     def missing(self, slot: Slot, start: int, stop: int) -> tuple[Rows, ...]:
         """The gaps in output rows `start` to `stop` of a slot."""
@@ -90,16 +97,6 @@ class Done:
 
     def __bool__(self) -> bool:
         return bool(self._rows)
-
-
-def _joined(intervals: list[Rows]) -> list[Rows]:
-    joined: list[Rows] = []
-    for start, stop in sorted(intervals):
-        if joined and joined[-1][1] == start:
-            joined[-1] = (joined[-1][0], stop)
-        else:
-            joined.append((start, stop))
-    return joined
 
 
 def units(plan: Plan, values: int) -> Iterator[Unit]:

@@ -109,7 +109,7 @@ def make(
             parameters=opened.parameters,
             plan=plan,
             disk_bytes=disk_bytes(plan, opened.checkpoint),
-            memory_bytes=working_memory_bytes(memory_bytes, threads or os.cpu_count() or 1),
+            memory_bytes=working_memory_bytes(plan, memory_bytes, threads or os.cpu_count() or 1),
             lints=opened.lints(),
             results=(),
         )

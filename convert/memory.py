@@ -32,21 +32,28 @@ def block_values(memory_bytes: int, threads: int) -> int:
     return min(MAX_BLOCK_VALUES, memory_bytes // threads // WORKING_BYTES_PER_VALUE)
 
 
-def working_memory_bytes(memory_bytes: int, threads: int) -> int:
+def working_memory_bytes(plan: Plan, memory_bytes: int, threads: int) -> int:
     """Upper bound of the memory that blocks take while a run goes on; never above the budget."""
-    return block_values(memory_bytes, threads) * threads * WORKING_BYTES_PER_VALUE
+    values = max(block_values(memory_bytes, threads), _least_values(plan))
+    return min(memory_bytes, values * threads * WORKING_BYTES_PER_VALUE)
 
 
 def check_memory(plan: Plan, memory_bytes: int) -> None:
     """Raise InputError where not even the smallest block of some tensor fits into the budget."""
-    rows, info = least_block(plan)
-    needed = rows * info.columns * WORKING_BYTES_PER_VALUE if info else 0
-    if info and needed > memory_bytes:
+    needed = _least_values(plan) * WORKING_BYTES_PER_VALUE
+    if needed > memory_bytes:
+        rows, info = least_block(plan)
+        assert info is not None
         raise InputError(
             f"--memory: {memory_bytes:,} bytes are too few: the smallest block of {info.name} is"
             f" {rows} rows of {info.columns:,} values and needs {needed:,}; pass --memory"
             f" {-(-needed // (1 << 20))}MiB or more"
         )
+
+
+def _least_values(plan: Plan) -> int:
+    rows, info = least_block(plan)
+    return rows * info.columns if info else 0
 
 
 class Memory:

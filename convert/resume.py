@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Collection, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
 
@@ -93,17 +93,22 @@ def open_journals(
     sound = [np.zeros(0 if c.records is None else len(c.records), dtype=np.bool_) for c in claims]
     meter = Meter(on_progress, sum(size for *_, spans in _blocks(claims) for _, size in spans))
     run_all(threads, (partial(_check, files, meter, sound, *block) for block in _blocks(claims)))
-    journals, rows = [], []
+    journals, proven = [], []
     for claim, mask in zip(claims, sound, strict=True):
         records = None if claim.records is None else claim.records[mask]
+        proven.append(replace(claim, records=records))
         path = journal_path(files.folder, claim.planned.name)
         with DiskErrors(path):
             journals.append(Journal(path, claim.binding, records))
-        for record in () if records is None else records:
+    return journals, Done(_rows(proven))
+
+
+def _rows(claims: Sequence[Claim]) -> Iterator[tuple[tuple[str, int], tuple[int, int]]]:
+    """Slot and rows of every record, in the order of the files."""
+    for claim in claims:
+        for record in () if claim.records is None else claim.records:
             file = claim.planned.files[record["file"]].path
-            key = (file, int(record["tensor"]))
-            rows.append((key, (int(record["start"]), int(record["stop"]))))
-    return journals, Done(rows)
+            yield (file, int(record["tensor"])), (int(record["start"]), int(record["stop"]))
 
 
 def _blocks(claims: Sequence[Claim]) -> Iterator[tuple[int, int, str, int, Spans]]:

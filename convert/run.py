@@ -96,13 +96,8 @@ def run(
             done, todo = _split_finished(bound, out, force, folder)
             with _kept_if_resumable(folder, checkpoint):
                 changed = _write_all(checkpoint, folder, take_up(folder, todo, done), pace)
-                files = finish_files(
-                    [planned for planned, _ in todo],
-                    checkpoint,
-                    folder,
-                    pace.threads,
-                    on_progress,
-                )
+                planned_now = [planned for planned, _ in todo]
+                files = finish_files(planned_now, checkpoint, folder, pace.threads, on_progress)
                 for planned, binding in todo:
                     artifact = Artifact(
                         name=planned.name,

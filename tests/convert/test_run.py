@@ -62,10 +62,15 @@ def test_all_at_once_is_the_same_as_one_at_a_time(tmp_path: Path, miniature: Pat
     assert all(name.endswith("hermes-quant.json") for name in differ)  # they name the recipe
 
 
-def test_blocks_stay_under_the_budget() -> None:
-    for budget, threads in ((1 << 30, 2), (1 << 20, 3), (1 << 40, 64)):
-        assert working_memory_bytes(budget, threads) <= budget
-        assert block_values(budget, threads) > 0
+def test_blocks_stay_under_the_budget(miniature: Path) -> None:
+    for memory, threads in ((1 << 30, 2), (1 << 20, 3), (1 << 40, 64)):
+        assert 0 < block_values(memory, threads) <= memory // threads // WORKING_BYTES_PER_VALUE
+    with Checkpoint.open(miniature) as checkpoint:
+        heads = replace(tensor(checkpoint, Q, Cast("BF16")), row_order=HeadInterleave(64))
+        plan = plan_run([one_file(heads)])
+    least = 64 * 256 * WORKING_BYTES_PER_VALUE
+    assert working_memory_bytes(plan, 3 * least, 8) == 3 * least, "three threads at a time"
+    assert working_memory_bytes(plan, 1 << 30, 1) == 48 << 20
 
 
 @dataclass(frozen=True)

@@ -15,6 +15,7 @@ from safetensors import safe_open
 
 from benchmarks.conformance_vllm import DENSE
 from convert.errors import TensorError, UnsupportedError
+from convert.memory import WORKING_BYTES_PER_VALUE
 from convert.model import open_model
 from convert.plan import plan_run
 from convert.run import run
@@ -199,7 +200,7 @@ def test_bytes_do_not_depend_on_threads_or_blocks(tmp_path: Path, target: str) -
             recipe={},
             tool="t",
             threads=3,
-            memory_bytes=3 * 40 * 512 * 128,
+            memory_bytes=3 * WORKING_BYTES_PER_VALUE * 512 * 128,
         )
     for path in (tmp_path / "a" / f"m-{target}").glob("*.safetensors"):
         assert path.read_bytes() == (tmp_path / "b" / f"m-{target}" / path.name).read_bytes()
