@@ -7,26 +7,17 @@ Data goes to stdout, progress and warnings to stderr. Exit codes: 0 done or pass
 
 from __future__ import annotations
 
-import json
 import sys
 import traceback
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import asdict
 from enum import StrEnum
 from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import Annotated
 
 import typer
-
-if TYPE_CHECKING:
-    from rich.console import Console
-    from rich.table import Table
-
-    from convert.inspection import Inspection
-    from convert.job import Job
-    from convert.workers import Progress
 
 
 class KvType(StrEnum):
@@ -142,6 +133,8 @@ def quantize(
 ) -> None:
     """Make any number of quantized artifacts from one read of the checkpoint."""
     with _errors():
+        from convert.print_job import print_job
+        from convert.progress import bytes_bar
         from convert.size import parse_size
         from quantize import kernels
         from quantize.choice import Overrides, parse_pattern, parse_type
@@ -155,7 +148,7 @@ def quantize(
         )
         if kernels.missing():
             typer.echo(f"note: {kernels.missing()}", err=True)
-        with _progress(dry_run or as_json) as report:
+        with bytes_bar(quiet=dry_run or as_json) as report:
             job = verb(
                 model,
                 out,
@@ -174,7 +167,7 @@ def quantize(
                 threads=threads,
                 on_progress=report,
             )
-        _print_job(job, out, as_json)
+        print_job(job, out, as_json=as_json)
 
 
 @app.command()
@@ -194,9 +187,11 @@ def convert(
     """Write the checkpoint as a 16- or 32-bit GGUF: form only, no value changes unsaid."""
     with _errors():
         from convert.job import convert as verb
+        from convert.print_job import print_job
+        from convert.progress import bytes_bar
         from convert.size import parse_size
 
-        with _progress(dry_run or as_json) as report:
+        with bytes_bar(quiet=dry_run or as_json) as report:
             job = verb(
                 model,
                 out,
@@ -210,7 +205,7 @@ def convert(
                 threads=threads,
                 on_progress=report,
             )
-        _print_job(job, out, as_json)
+        print_job(job, out, as_json=as_json)
 
 
 @app.command()
@@ -225,13 +220,14 @@ def merge(
     """Join the files of a split GGUF into one, the bytes it would have had unsplit."""
     with _errors():
         from convert.merge import merge as verb
+        from convert.terminal import console, print_json, readable_size
 
         merged = verb(first, out, force=force)
         if as_json:
-            _print_json({"schema_version": 1, **asdict(merged)})
+            print_json({"schema_version": 1, **asdict(merged)})
         else:
-            _print(
-                f"{out}: {merged.size_bytes:,} bytes ({_size(merged.size_bytes)}) from"
+            console().print(
+                f"{out}: {merged.size_bytes:,} bytes ({readable_size(merged.size_bytes)}) from"
                 f" {merged.files} files, sha256 {merged.sha256}"
             )
 
@@ -247,12 +243,14 @@ def inspect(
     """Say what a model is, from its headers: family, sizes, types, templates, special tokens."""
     with _errors():
         from convert.inspection import inspect as verb
+        from convert.print_inspection import print_inspection
+        from convert.terminal import print_json
 
         found = verb(path)
         if as_json:
-            _print_json({**asdict(found), "bits_per_weight": found.bits_per_weight})
+            print_json({**asdict(found), "bits_per_weight": found.bits_per_weight})
         else:
-            _print(_inspection_table(found))
+            print_inspection(found)
 
 
 @app.command()
@@ -301,6 +299,7 @@ def fit(
 ) -> None:
     """Say which artifact runs on a GPU, with what context, and the command to start it."""
     with _errors():
+        from convert.terminal import console, print_json
         from quantize.fit import card, fit_json, table
 
         if compare is not None:
@@ -309,9 +308,9 @@ def fit(
 
             comparison = against(model, compare, gpu=gpu)
             if as_json:
-                _print_json(fit_json.comparison_json(comparison))
+                print_json(fit_json.comparison_json(comparison))
             else:
-                print_comparison(comparison, _console())
+                print_comparison(comparison, console())
             return
         from quantize.fit.fit import fit as verb
 
@@ -331,11 +330,11 @@ def fit(
 
             write_plot(report, plot)
         if as_json:
-            _print_json(fit_json.report_json(report))
+            print_json(fit_json.report_json(report))
         elif as_markdown:
             typer.echo(card.markdown(report), nl=False)
         else:
-            table.print_report(report, _console())
+            table.print_report(report, console())
 
 
 @app.command()
@@ -378,6 +377,8 @@ def verify(
 ) -> None:
     """Compare what artifacts answer with what the reference answers, tool calls first."""
     with _errors():
+        from convert.progress import steps_bar
+        from convert.terminal import console, print_json
         from verify.reference_cache import default_folder
         from verify.report.terminal import print_report
         from verify.report.write import prepare_folder, write_report
@@ -387,7 +388,7 @@ def verify(
         cache_type = "float16" if kv_type is KvType.F16 else kv_type.value
         if out is not None:
             prepare_folder(out)
-        with _steps(as_json) as report_progress:
+        with steps_bar(quiet=as_json) as report_progress:
             report = verb(
                 reference,
                 artifacts,
@@ -403,11 +404,9 @@ def verify(
             write_report(report, out)
             typer.echo(f"report: {out / 'report.html'}", err=True)
         if as_json:
-            _print_json(report.to_dict())
+            print_json(report.to_dict())
         else:
-            from rich.console import Console
-
-            print_report(report, Console())
+            print_report(report, console())
         raise typer.Exit(report.exit_code)
 
 
@@ -418,15 +417,17 @@ def lint(
 ) -> None:
     """Say by name what is wrong with a quantized checkpoint, without a GPU or a reference."""
     with _errors():
+        from convert.progress import bytes_bar
+        from convert.terminal import console, print_json
         from verify.lint.lint import lint as verb
         from verify.lint.print_lint import print_lint
 
-        with _progress(as_json) as report_progress:
+        with bytes_bar(quiet=as_json) as report_progress:
             report = verb(path, on_progress=report_progress)
         if as_json:
-            _print_json(report.to_dict())
+            print_json(report.to_dict())
         else:
-            print_lint(report, _console())
+            print_lint(report, console())
         raise typer.Exit(report.exit_code)
 
 
@@ -438,34 +439,18 @@ def diff(
 ) -> None:
     """Compare two checkpoints code by code: identical, other numerics, or another model."""
     with _errors():
+        from convert.progress import bytes_bar
+        from convert.terminal import console, print_json
         from verify.diff import diff as verb
         from verify.print_diff import print_diff
 
-        with _progress(as_json) as report_progress:
+        with bytes_bar(quiet=as_json) as report_progress:
             report = verb(a, b, on_progress=report_progress)
         if as_json:
-            _print_json(report.to_dict())
+            print_json(report.to_dict())
         else:
-            print_diff(report, _console())
+            print_diff(report, console())
         raise typer.Exit(report.exit_code)
-
-
-@contextmanager
-def _steps(quiet: bool) -> Iterator[Callable[[str, int, int], None] | None]:
-    """A progress bar on stderr for one named model after another, if that is a terminal."""
-    if quiet or not sys.stderr.isatty():
-        yield None
-        return
-    from rich.console import Console
-    from rich.progress import Progress as Bar
-
-    with Bar(console=Console(stderr=True), transient=True) as bar:
-        task = bar.add_task("loading", total=None)
-
-        def report(name: str, done: int, total: int) -> None:
-            bar.update(task, completed=done, total=total, description=f"{name}: prompts")
-
-        yield report
 
 
 @contextmanager
@@ -486,179 +471,10 @@ def _errors() -> Iterator[None]:
         raise typer.Exit(EXIT_INTERRUPTED) from error
 
 
-@contextmanager
-def _progress(quiet: bool) -> Iterator[Progress | None]:
-    """A progress bar on stderr, if that is a terminal."""
-    if quiet or not sys.stderr.isatty():
-        yield None
-        return
-    from rich.console import Console
-    from rich.progress import (
-        BarColumn,
-        DownloadColumn,
-        TextColumn,
-        TimeRemainingColumn,
-        TransferSpeedColumn,
-    )
-    from rich.progress import (
-        Progress as Bar,
-    )
-
-    columns = (
-        TextColumn("{task.description}"),
-        BarColumn(),
-        DownloadColumn(),
-        TransferSpeedColumn(),
-        TimeRemainingColumn(),
-    )
-    with Bar(*columns, console=Console(stderr=True), transient=True) as bar:
-        task = bar.add_task("reading", total=None)
-        last = (0, 0)
-
-        def report(done: int, total: int, what: str) -> None:
-            nonlocal last
-            if done < last[0] or total != last[1]:  # another phase: it has a rate of its own
-                bar.reset(task, total=total, completed=done, description=what)
-            bar.update(task, completed=done, description=what)
-            last = (done, total)
-
-        yield report
-
-
-def _console() -> Console:
-    from rich.console import Console
-
-    # A pipe has no width: nothing is cut there.
-    return Console(width=None if sys.stdout.isatty() else 1000)
-
-
-def _print(*renderables: object) -> None:
-    _console().print(*renderables)
-
-
-def _print_json(data: Any) -> None:
-    typer.echo(json.dumps(data, indent=2))
-
-
 def _bytes(size: str | None) -> int | None:
     from convert.size import parse_size
 
     return None if size is None else parse_size(size)
-
-
-def _size(size_bytes: int) -> str:
-    """A size as people compare them: decimal units, three digits."""
-    value = float(size_bytes)
-    for unit in ("B", "kB", "MB", "GB"):
-        if value < 1000:
-            return f"{value:.0f} {unit}" if unit == "B" else f"{value:.3g} {unit}"
-        value /= 1000
-    return f"{value:.3g} TB"
-
-
-def _table(*columns: str, right: Sequence[str] = ()) -> Table:
-    from rich import box
-    from rich.table import Table
-
-    table = Table(box=box.SIMPLE_HEAD, pad_edge=False)
-    for column in columns:
-        if column in right:
-            table.add_column(column, justify="right", no_wrap=True)
-        else:
-            table.add_column(column, overflow="fold")
-    return table
-
-
-def _print_job(job: Job, out: Path, as_json: bool) -> None:
-    if as_json:
-        _print_json(_job_json(job))
-        return
-    table = _table("output", "bytes", "size", "bits/weight", "", right=("bytes", "size"))
-    results = {result.artifact.name: result for result in job.results}
-    for planned in job.plan.artifacts:
-        result = results.get(planned.name)
-        size = result.artifact.size_bytes if result else planned.size_bytes
-        state = "planned" if result is None else "already there" if result.kept else "made"
-        bits = f"{8 * planned.size_bytes / job.parameters:.2f}"
-        table.add_row(planned.name, f"{size:,}", _size(size), bits, state)
-    _print(table)
-    for lint in job.lints:
-        typer.echo(f"warning: {lint}", err=True)
-    for planned in job.plan.artifacts:
-        for note in planned.notes:
-            _print(f"{planned.name}: {note}")
-        for warning in planned.warnings:
-            typer.echo(f"warning: {planned.name}: {warning}", err=True)
-        changed = results[planned.name].artifact.values_changed if results else 0
-        if changed:
-            typer.echo(
-                f"warning: {planned.name}: {changed:,} values changed; {planned.target} does not"
-                " hold every value of the source",
-                err=True,
-            )
-    if results:
-        _print(f"in {out}")
-    else:
-        _print(
-            f"read {job.plan.read_bytes:,} bytes, write {job.plan.write_bytes:,};"
-            f" disk needed {job.disk_bytes:,} bytes ({_size(job.disk_bytes)}),"
-            f" memory for blocks up to {_size(job.memory_bytes)}"
-        )
-
-
-def _job_json(job: Job) -> dict[str, Any]:
-    return {
-        "schema_version": 1,
-        "name": job.name,
-        "parameters": job.parameters,
-        "read_bytes": job.plan.read_bytes,
-        "write_bytes": job.plan.write_bytes,
-        "disk_bytes": job.disk_bytes,
-        "memory_bytes": job.memory_bytes,
-        "lints": [asdict(lint) for lint in job.lints],
-        "planned": [
-            {
-                "name": planned.name,
-                "target": planned.target,
-                "size_bytes": planned.size_bytes,
-                "files": {file.path: file.size_bytes for file in planned.files},
-                "warnings": planned.warnings,
-                "notes": planned.notes,
-            }
-            for planned in job.plan.artifacts
-        ],
-        "artifacts": [{**asdict(r.artifact), "kept": r.kept} for r in job.results],
-    }
-
-
-def _inspection_table(found: Inspection) -> Table:
-    from convert.terminal import printable
-
-    table = _table("", "")
-    table.show_header = False
-    scaling = f", {found.rope_scaling} rope scaling" if found.rope_scaling else ""
-    rows = {
-        "kind": found.kind,
-        "name": found.name or "not stated",
-        "architecture": f"{found.architecture} (family: {found.family or 'unknown'})",
-        "quantization": found.quantization or "none",
-        "parameters": f"{found.parameters:,}",
-        "size": f"{found.size_bytes:,} bytes in {found.files} file(s),"
-        f" {found.bits_per_weight:.2f} bits per weight",
-        "shape": f"{found.layers} layers, hidden {found.hidden_size}, {found.heads} heads,"
-        f" {found.kv_heads} KV heads",
-        "context": f"{found.context_length:,} tokens{scaling}",
-        "vocabulary": f"{found.vocabulary:,} tokens,"
-        f" {'tied' if found.tied_embeddings else 'untied'} embeddings",
-        "special tokens": ", ".join(f"{k} {v}" for k, v in found.special_tokens.items()) or "none",
-        "chat templates": ", ".join(found.chat_templates) or "none",
-    }
-    for key, value in rows.items():
-        table.add_row(f"[bold]{key}", printable(value).replace("[", r"\["))
-    for stored in found.stored:
-        size = f"{stored.tensors} tensors, {stored.values:,} values, {_size(stored.size_bytes)}"
-        table.add_row(f"[bold]stored as {stored.type}", size)
-    return table
 
 
 def main() -> None:

@@ -57,7 +57,7 @@ def write_model(folder: Path, name: str) -> Path:
             f"{DATA}: llama.cpp's converter needs a real vocabulary, and none is there"
         )
     write_llama3(folder)
-    shards = list(_shards(read_model_spec(folder / "config.json"), tied=real.tied))
+    shards = list(_shards(read_model_spec(folder / "config.json")))
     pool = _pool()
     weight_map = {}
     for number, tensors in enumerate(shards):
@@ -77,17 +77,13 @@ def _pool() -> UInt16:
     return round_to_bf16(values)
 
 
-def _shards(spec: ModelSpec, *, tied: bool) -> Iterator[list[StoredTensor]]:
+def _shards(spec: ModelSpec) -> Iterator[list[StoredTensor]]:
     shard: list[StoredTensor] = []
-    for rule in LLAMA.rules:
-        if rule.optional or (rule.role == "output" and tied):
-            continue
-        shape = tuple(spec.size(dimension) for dimension in rule.shape)
-        for layer in range(spec.num_hidden_layers if "{layer}" in rule.hf else 1):
-            shard.append(StoredTensor(rule.hf.format(layer=layer), "BF16", shape))
-            if sum(tensor.size_bytes for tensor in shard) > _SHARD_BYTES:
-                yield shard
-                shard = []
+    for name, shape in LLAMA.required(spec):
+        shard.append(StoredTensor(name, "BF16", shape))
+        if sum(tensor.size_bytes for tensor in shard) > _SHARD_BYTES:
+            yield shard
+            shard = []
     if shard:
         yield shard
 

@@ -15,8 +15,13 @@ from typing import Any
 import torch
 from safetensors.torch import save_file
 
+from convert.cast import Cast
 from convert.families import family_of
-from convert.model_spec import read_model_spec
+from convert.gguf import Field
+from convert.gguf_plan import gguf_outputs, plan_gguf, quantized_order, with_schemes
+from convert.metadata import _architecture_fields
+from convert.model_spec import ModelSpec, read_model_spec
+from convert.tensor import TensorInfo
 from tests.miniature import DTYPES
 
 _COMMON = {
@@ -109,22 +114,45 @@ def write_family(
     return folder
 
 
+def required_infos(spec: ModelSpec) -> dict[str, TensorInfo]:
+    """The tensors a BF16 checkpoint of this spec must have."""
+    required = family_of(spec).required(spec)
+    return {n: TensorInfo(n, "BF16", s, "model.safetensors", 0) for n, s in required}
+
+
+def write_header_only(spec: ModelSpec, path: Path) -> Path:
+    """Write a BF16 GGUF of this shape: header, then a hole."""
+    family = family_of(spec)
+    arch = family.gguf_architecture
+    fields = [
+        Field("general.architecture", "str", arch),
+        *_architecture_fields(arch, spec, 32),
+        Field("tokenizer.ggml.model", "str", "none"),
+    ]
+    if arch != "llama":
+        fields.append(Field(f"{arch}.vocab_size", "u32", spec.vocab_size))
+    outputs = gguf_outputs(spec, family.recognise(spec, required_infos(spec)))
+    order = quantized_order(with_schemes(outputs, lambda output: Cast("BF16")))
+    (file,) = plan_gguf("m", "BF16", fields, order).files
+    path.write_bytes(file.header)
+    with path.open("r+b") as stream:
+        stream.truncate(file.size_bytes)
+    return path
+
+
 def _tensors(folder: Path, kind: str, dtype: torch.dtype) -> dict[str, torch.Tensor]:
     spec = read_model_spec(folder / "config.json")
     family = family_of(spec)
     generator = torch.Generator().manual_seed(len(kind))
     tensors = {}
-    shapes = {}
+    shapes: dict[str, tuple[int, ...]] = {}
     for rule in family.rules:
         biased = rule.hf.endswith(_BIASES.get(kind, ("-",)))
         if rule.gguf is None or (rule.optional and not biased):
             continue
         if rule.role == "output" and spec.tie_word_embeddings:
             continue
-        for layer in range(spec.num_hidden_layers if "{layer}" in rule.hf else 1):
-            for expert in range(spec.num_experts if "{expert}" in rule.hf else 1):
-                name = rule.hf.format(layer=layer, expert=expert)
-                shapes[name] = tuple(spec.size(dimension) for dimension in rule.shape)
+        shapes |= dict(rule.tensors(spec))
     for name, shape in shapes.items():
         values = torch.randn(shape, generator=generator) * 0.02
         centre = 1.0 if "norm" in name else 0.0

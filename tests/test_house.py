@@ -62,8 +62,8 @@ def test_there_is_something_to_look_at() -> None:
     found = modules()
     assert {"hermes_quant", "convert", "convert.families.llama", "quantize.ggml"} <= found.keys()
     assert "convert.plan" in set(imports(found["convert.run"], top_level=True))
-    assert "rich.table" not in set(imports(found["hermes_quant"], top_level=True))
-    assert "rich.table" in set(imports(found["hermes_quant"], top_level=False))
+    assert "convert.terminal" not in set(imports(found["hermes_quant"], top_level=True))
+    assert "convert.terminal" in set(imports(found["hermes_quant"], top_level=False))
 
 
 @pytest.mark.parametrize("room", ROOMS)

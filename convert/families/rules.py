@@ -36,6 +36,16 @@ class Rule:
     interleave: bool = False
     optional: bool = False
 
+    def tensors(self, spec: ModelSpec) -> Iterator[tuple[str, tuple[int, ...]]]:
+        """Hugging Face names of its tensors in a model of this spec, each with its shape.
+
+        One at a time: a hostile config.json may ask for any number of layers.
+        """
+        layers = range(spec.num_hidden_layers) if "{layer}" in self.hf else (0,)
+        experts = range(spec.num_experts) if "{expert}" in self.hf else (0,)
+        shape = tuple(spec.size(dimension) for dimension in self.shape)
+        return ((self.hf.format(layer=i, expert=j), shape) for i in layers for j in experts)
+
 
 @dataclass(frozen=True, slots=True)
 class Tensor:
@@ -85,21 +95,18 @@ class Family:
 
     def _check_complete(self, spec: ModelSpec, names: Iterable[str]) -> None:
         present = set(names)
-        for name in self.required(spec):
+        for name, _ in self.required(spec):
             if name not in present:
                 raise TensorError(
                     f"{name}: missing; config.json asks for {spec.num_hidden_layers} layers and"
                     f" {'tied' if spec.tie_word_embeddings else 'untied'} embeddings"
                 )
 
-    def required(self, spec: ModelSpec) -> Iterator[str]:
-        """Hugging Face names that a checkpoint of this spec must have."""
+    def required(self, spec: ModelSpec) -> Iterator[tuple[str, tuple[int, ...]]]:
+        """Hugging Face names that a checkpoint of this spec must have, each with its shape."""
         for rule in self.rules:
-            if rule.optional or (rule.role == "output" and spec.tie_word_embeddings):
-                continue
-            layers = range(spec.num_hidden_layers) if "{layer}" in rule.hf else (0,)
-            experts = range(spec.num_experts) if "{expert}" in rule.hf else (0,)
-            yield from (rule.hf.format(layer=i, expert=j) for i in layers for j in experts)
+            if not rule.optional and not (rule.role == "output" and spec.tie_word_embeddings):
+                yield from rule.tensors(spec)
 
 
 def _pattern(hf: str) -> re.Pattern[str]:

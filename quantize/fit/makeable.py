@@ -86,11 +86,8 @@ def headers_from_config(spec: ModelSpec, config: Mapping[str, Any]) -> dict[str,
             continue
         if rule.role == "output" and spec.tie_word_embeddings:
             continue
-        shape = tuple(spec.size(dimension) for dimension in rule.shape)
-        for layer in range(spec.num_hidden_layers if "{layer}" in rule.hf else 1):
-            for expert in range(spec.num_experts if "{expert}" in rule.hf else 1):
-                name = rule.hf.format(layer=layer, expert=expert)
-                tensors[name] = TensorInfo(name, dtype, shape, "model.safetensors", 0)
+        for name, shape in rule.tensors(spec):
+            tensors[name] = TensorInfo(name, dtype, shape, "model.safetensors", 0)
     return tensors
 
 

@@ -16,11 +16,11 @@ from convert.gguf_plan import GGUFOutput, gguf_outputs, plan_gguf, quantized_ord
 from convert.metadata import model_fields
 from convert.model_spec import ModelSpec, read_model_spec
 from convert.plan import PlannedArtifact
-from convert.tensor import TensorInfo
 from quantize.choice import Choice
 from quantize.ggml import Ggml
 from quantize.mixture import choose_types
 from quantize.mixture_table import MIXTURES, more_bits
+from tests.families import required_infos
 from tests.miniature import Shape, config
 from tests.peers import llama_types
 
@@ -48,14 +48,7 @@ def model(folder: Path, name: str) -> tuple[ModelSpec, list[GGUFOutput]]:
     path = folder / "config.json"
     path.write_text(json.dumps(config(shape, tied=tied)))
     spec = read_model_spec(path)
-    infos = {}
-    for rule in LLAMA.rules:
-        if not rule.optional and not (rule.role == "output" and tied):
-            for layer in range(spec.num_hidden_layers if "{layer}" in rule.hf else 1):
-                tensor = rule.hf.format(layer=layer)
-                size = tuple(spec.size(dimension) for dimension in rule.shape)
-                infos[tensor] = TensorInfo(tensor, "BF16", size, "model.safetensors", 0)
-    outputs = gguf_outputs(spec, LLAMA.recognise(spec, infos))
+    outputs = gguf_outputs(spec, LLAMA.recognise(spec, required_infos(spec)))
     order = {t.name: i for i, t in enumerate(quantized_order([o.tensor for o in outputs]))}
     return spec, sorted(outputs, key=lambda output: order[output.tensor.name])
 

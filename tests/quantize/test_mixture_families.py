@@ -8,15 +8,12 @@ from typing import Any
 import numpy as np
 import pytest
 
-from convert.cast import Cast
 from convert.families import family_of
-from convert.gguf import Field
-from convert.gguf_plan import gguf_outputs, plan_gguf, quantized_order, with_schemes
-from convert.metadata import _architecture_fields
+from convert.gguf_plan import gguf_outputs, quantized_order
 from convert.model_spec import ModelSpec
-from convert.tensor import TensorInfo
 from quantize.mixture import choose_types, mixture_needs_importance
 from quantize.mixture_table import MIXTURES
+from tests.families import required_infos, write_header_only
 from tests.peers import _DRY_RUN_LINE, llama_quantize
 
 # architecture, model_type, layers, hidden, intermediate, heads, KV heads, vocabulary, experts
@@ -62,32 +59,10 @@ def spec_of(name: str) -> ModelSpec:
 def test_types_equal_llama_cpp_s_dry_run(tmp_path: Path, name: str) -> None:
     spec = spec_of(name)
     family = family_of(spec)
-    infos = {}
-    for rule in family.rules:
-        for layer in range(spec.num_hidden_layers if "{layer}" in rule.hf else 1):
-            for expert in range(spec.num_experts if "{expert}" in rule.hf else 1):
-                tensor = rule.hf.format(layer=layer, expert=expert)
-                shape = tuple(spec.size(dimension) for dimension in rule.shape)
-                infos[tensor] = TensorInfo(tensor, "BF16", shape, "model.safetensors", 0)
-    required = set(family.required(spec))
-    known = {tensor: info for tensor, info in infos.items() if tensor in required}
-    outputs = gguf_outputs(spec, family.recognise(spec, known))
+    outputs = gguf_outputs(spec, family.recognise(spec, required_infos(spec)))
     order = {t.name: i for i, t in enumerate(quantized_order([o.tensor for o in outputs]))}
     outputs.sort(key=lambda output: order[output.tensor.name])
-    arch = family.gguf_architecture
-    fields = [
-        Field("general.architecture", "str", arch),
-        *_architecture_fields(arch, spec, 32),
-        Field("tokenizer.ggml.model", "str", "none"),
-    ]
-    if arch != "llama":
-        fields.append(Field(f"{arch}.vocab_size", "u32", spec.vocab_size))
-    tensors = with_schemes(outputs, lambda output: Cast("BF16"))
-    (file,) = plan_gguf("m", "BF16", fields, tensors).files
-    sparse = tmp_path / "m.gguf"
-    sparse.write_bytes(file.header)
-    with sparse.open("r+b") as stream:
-        stream.truncate(file.size_bytes)
+    sparse = write_header_only(spec, tmp_path / "m.gguf")
     ones = {
         o.tensor.name: np.ones(
             o.tensor.shape[-1] * (o.tensor.shape[0] if len(o.tensor.shape) > 2 else 1), np.float32

@@ -11,7 +11,7 @@ Reads headers only.
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator
+from collections.abc import Container, Iterator
 
 from convert.checkpoint import INDEX_NAME
 from convert.families.rules import Family
@@ -87,11 +87,7 @@ def _architecture(spec: ModelSpec, family: Family) -> dict[str, tuple[int, ...]]
     """Every tensor that the architecture may have, and its shape; () where any shape will do."""
     found: dict[str, tuple[int, ...]] = {}
     for rule in family.rules:
-        layers = range(spec.num_hidden_layers) if "{layer}" in rule.hf else (0,)
-        experts = range(spec.num_experts) if "{expert}" in rule.hf else (0,)
-        shape = tuple(spec.size(dimension) for dimension in rule.shape)
-        names = (rule.hf.format(layer=i, expert=j) for i in layers for j in experts)
-        found |= dict.fromkeys(names, shape)
+        found |= dict(rule.tensors(spec))
     return found
 
 
@@ -99,7 +95,7 @@ def _lint_tensors(
     stored: StoredCheckpoint, spec: ModelSpec, family: Family
 ) -> Iterator[LintFinding]:
     possible = _architecture(spec, family)
-    required = set(family.required(spec))
+    required = dict(family.required(spec))
     lost = bool(stored.unreadable) or bool(
         stored.index and set(stored.index.weight_map.values()) - set(stored.files)
     )
@@ -139,7 +135,7 @@ def _logical_shape(
 
 
 def _lint_size(
-    stored: StoredCheckpoint, possible: dict[str, tuple[int, ...]], required: set[str]
+    stored: StoredCheckpoint, possible: dict[str, tuple[int, ...]], required: Container[str]
 ) -> Iterator[LintFinding]:
     itemsize = _ITEMSIZE.get(str(stored.config.get("torch_dtype") or stored.config.get("dtype")), 2)
     predicted = 0

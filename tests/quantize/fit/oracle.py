@@ -11,14 +11,6 @@ import re
 from dataclasses import dataclass
 from pathlib import Path
 
-from convert.cast import Cast
-from convert.families import family_of
-from convert.gguf import Field
-from convert.gguf_plan import gguf_outputs, plan_gguf, with_schemes
-from convert.metadata import _architecture_fields
-from convert.model_spec import ModelSpec
-from convert.tensor import TensorInfo
-
 _COMPUTE = re.compile(r"compute buffer size = +([\d.]+) MiB")
 _OUTPUT = re.compile(r"output buffer size = +([\d.]+) MiB")
 
@@ -30,39 +22,6 @@ class Reserve:
     compute_mib: float
     output_mib: float
     weight_bytes: int
-
-
-def tensor_infos(spec: ModelSpec) -> dict[str, TensorInfo]:
-    """The tensors a BF16 checkpoint of this shape must have."""
-    family = family_of(spec)
-    shapes = {}
-    for rule in family.rules:
-        for layer in range(spec.num_hidden_layers if "{layer}" in rule.hf else 1):
-            for expert in range(spec.num_experts if "{expert}" in rule.hf else 1):
-                name = rule.hf.format(layer=layer, expert=expert)
-                shapes[name] = tuple(spec.size(dimension) for dimension in rule.shape)
-    required = set(family.required(spec))
-    return {n: TensorInfo(n, "BF16", s, "m", 0) for n, s in shapes.items() if n in required}
-
-
-def header_only(spec: ModelSpec, path: Path) -> Path:
-    """Write a BF16 GGUF of this shape: header, then a hole."""
-    family = family_of(spec)
-    arch = family.gguf_architecture
-    fields = [
-        Field("general.architecture", "str", arch),
-        *_architecture_fields(arch, spec, 32),
-        Field("tokenizer.ggml.model", "str", "none"),
-    ]
-    if arch != "llama":
-        fields.append(Field(f"{arch}.vocab_size", "u32", spec.vocab_size))
-    outputs = gguf_outputs(spec, family.recognise(spec, tensor_infos(spec)))
-    tensors = with_schemes(outputs, lambda output: Cast("BF16"))
-    (file,) = plan_gguf("m", "BF16", fields, tensors).files
-    path.write_bytes(file.header)
-    with path.open("r+b") as stream:
-        stream.truncate(file.size_bytes)
-    return path
 
 
 def reserve(

@@ -13,7 +13,8 @@ import pytest
 
 from quantize.fit import llama_cpp
 from quantize.fit.gpu import MIB
-from tests.quantize.fit.oracle import header_only, reserve
+from tests.families import write_header_only
+from tests.quantize.fit.oracle import reserve
 from tests.quantize.fit.shapes import candidate, subject
 from tests.quantize.test_mixture_families import spec_of
 
@@ -35,7 +36,7 @@ SPECS = {
 
 @pytest.mark.parametrize("name", SPECS)
 def test_the_compute_buffer_is_within_one_mib(tmp_path: Path, name: str) -> None:
-    spec, path = SPECS[name], header_only(SPECS[name], tmp_path / "m.gguf")
+    spec, path = SPECS[name], write_header_only(SPECS[name], tmp_path / "m.gguf")
     for flash_attention in (True, False):
         for context in (512, 4096, 32768, 131072) if flash_attention else (4096, 32768, 131072):
             for slots, outputs, ubatch in (
@@ -71,7 +72,9 @@ def test_the_compute_buffer_is_within_one_mib(tmp_path: Path, name: str) -> None
 @pytest.mark.parametrize("name", ["8B", "405B", "Mixtral 8x7B", "Seed-OSS 36B"])
 def test_weights_are_what_llama_cpp_counts(tmp_path: Path, name: str) -> None:
     spec = SPECS[name]
-    theirs = reserve(header_only(spec, tmp_path / "m.gguf"), context=512, flash_attention=True)
+    theirs = reserve(
+        write_header_only(spec, tmp_path / "m.gguf"), context=512, flash_attention=True
+    )
     params = sum(
         size
         for size in (
@@ -95,7 +98,7 @@ KNOWN = {"8B": -8, "70B": -16, "405B": -32, "Mistral 24B": 8, "Seed-OSS 36B": 0}
 @pytest.mark.parametrize("name", KNOWN)
 def test_a_quantized_cache_stays_inside_the_band(tmp_path: Path, name: str) -> None:
     """Its graph keeps one activation fewer, or two more where heads x head_dim is not hidden."""
-    spec, path = SPECS[name], header_only(SPECS[name], tmp_path / "m.gguf")
+    spec, path = SPECS[name], write_header_only(SPECS[name], tmp_path / "m.gguf")
     settings = llama_cpp.Settings(4096, 1, layers=0, kv_type="q8_0")
     theirs = reserve(
         path, context=4096, flash_attention=True, outputs=1, type_k=8, type_v=8
@@ -107,7 +110,7 @@ def test_a_quantized_cache_stays_inside_the_band(tmp_path: Path, name: str) -> N
 
 def test_without_flash_attention_a_tiny_context_is_known_to_be_off(tmp_path: Path) -> None:
     """512 cells: the allocator's holes are as large as its terms; never planned, see docs."""
-    path = header_only(SPECS["Mistral 24B"], tmp_path / "m.gguf")
+    path = write_header_only(SPECS["Mistral 24B"], tmp_path / "m.gguf")
     theirs = reserve(path, context=512, flash_attention=False, outputs=1).compute_mib
     settings = llama_cpp.Settings(512, 1, layers=0, flash_attention=False)
     ours = llama_cpp.cpu_compute_bytes(SPECS["Mistral 24B"], settings, BUILD) / MIB
