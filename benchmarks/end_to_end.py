@@ -15,27 +15,26 @@ from __future__ import annotations
 
 import argparse
 import os
-import platform
 import shutil
 import statistics
 import sys
 import tempfile
 import time
 from collections import defaultdict
-from datetime import date
-from importlib.metadata import version
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
-
-from rich.console import Console
 
 from benchmarks import llama_cpp_source
 from benchmarks.measure import Measured, measure
 from benchmarks.random_model import SHAPES, write_model
+from benchmarks.results import machine, markdown, write_section
+from convert.plan import PlannedFile
+from convert.staged_files import StagedFiles
 
 TYPES = ("Q8_0", "Q6_K", "Q5_K_M", "Q4_K_M")
 SET = ("FP8_DYNAMIC", *TYPES)
-RESULTS = Path(__file__).with_name("RESULTS.md")
 THREADS = os.cpu_count() or 1
+_CHUNK_BYTES = 1 << 22
 _PEER_QUANTIZE = """
 import sys, llama_cpp
 p = llama_cpp.llama_model_quantize_default_params()
@@ -90,21 +89,34 @@ def run_round(model: Path, work: Path, source: Path, binaries: list[Path], runs:
 
 
 def floor(model: Path, work: Path) -> Measured:
-    """Reading every weight and writing as many bytes as the set has, and nothing else."""
+    """Reading every weight and, at once, writing and flushing as many bytes as the set has."""
     size = sum(path.stat().st_size for path in (work / "ours").rglob("*") if path.is_file())
+    shards = list(model.glob("*.safetensors"))
     begin = time.monotonic()
-    buffer = bytearray(1 << 22)
-    read = 0
-    for path in model.glob("*.safetensors"):
+    with ThreadPoolExecutor(2) as pool:
+        reading = pool.submit(_read_all, shards)
+        pool.submit(_write_zeros, work / "floor", size).result()
+        reading.result()
+    seconds = time.monotonic() - begin
+    (work / "floor" / "zeros").unlink()
+    return Measured(seconds, 0, sum(path.stat().st_size for path in shards), size)
+
+
+def _read_all(paths: list[Path]) -> None:
+    buffer = bytearray(_CHUNK_BYTES)
+    for path in paths:
         with path.open("rb", buffering=0) as stream:
-            while count := stream.readinto(buffer):
-                read += count
-    with (work / "floor").open("wb", buffering=0) as stream:
-        for _ in range(-(-size // len(buffer))):
-            stream.write(buffer)
-        os.fsync(stream.fileno())
-    (work / "floor").unlink()
-    return Measured(time.monotonic() - begin, 0, read, size)
+            while stream.readinto(buffer):
+                pass
+
+
+def _write_zeros(folder: Path, size: int) -> None:
+    files, chunk = StagedFiles(folder), memoryview(bytes(_CHUNK_BYTES))
+    files.create([PlannedFile("zeros", b"", size)])
+    for offset in range(0, size, _CHUNK_BYTES):
+        files.write("zeros", chunk[: size - offset], offset)
+    files.sync()
+    files.close()
 
 
 def median(runs: list[Measured]) -> Measured:
@@ -137,45 +149,34 @@ def rows(found: dict[str, Measured], binaries: list[Path]) -> list[tuple[str, Me
 
 def report(name: str, found: dict[str, Measured], binaries: list[Path], rounds: int) -> str:
     """The results as markdown."""
-    lines = [
-        f"## {name}: {SHAPES[name].shape}",
-        "",
-        "| work | peers | ours | ratio | peers' memory | ours | peers moved | ours |",
-        "| --- | --- | --- | --- | --- | --- | --- | --- |",
-    ]
+    table = []
     for work, peer, mine in rows(found, binaries):
         moved = [f"{(m.read_bytes + m.written_bytes) / 1e9:.1f} GB" for m in (peer, mine)]
-        lines.append(
-            f"| {work} | {peer.seconds:.1f} s | {mine.seconds:.1f} s |"
-            f" **{peer.seconds / mine.seconds:.1f}** | {peer.peak_bytes / 1e9:.2f} GB |"
-            f" {mine.peak_bytes / 1e9:.2f} GB | {moved[0]} | {moved[1]} |"
+        memory = [f"{m.peak_bytes / 1e9:.2f} GB" for m in (peer, mine)]
+        ratio = f"**{peer.seconds / mine.seconds:.1f}**"
+        table.append(
+            [work, f"{peer.seconds:.1f} s", f"{mine.seconds:.1f} s", ratio, *memory, *moved]
         )
+    head = ["work", "peers", "ours", "ratio", "peers' memory", "ours", "peers moved", "ours"]
     whole, single = found["ours set"].seconds, found["ours set, 1 thread"].seconds
-    share = found["floor"].seconds / whole
-    lines += [
-        "",
-        f"Set, 1 thread: {single:.1f} s; {THREADS} threads: {whole:.1f} s"
-        f" ({single / whole:.2f} times). Reading the source and writing as many bytes as the set"
-        f" has takes {found['floor'].seconds:.1f} s, {100 * share:.0f} % of our time.",
-        "",
-        f"Medians of {rounds}; {date.today().isoformat()}; {_processor()}, {THREADS} threads;"
-        f" llama-cpp-python {version('llama-cpp-python')}, llmcompressor"
-        f" {version('llmcompressor')}, torch {version('torch')}, Python"
-        f" {platform.python_version()}; load before the run {os.getloadavg()[0]:.1f}.",
-        "",
-    ]
-    return "\n".join(lines)
-
-
-def _processor() -> str:
-    for line in Path("/proc/cpuinfo").read_text().splitlines():
-        if line.startswith("model name"):
-            return line.partition(": ")[2]
-    return platform.machine()
+    least = found["floor"].seconds
+    shape = SHAPES[name].shape
+    return "\n\n".join(
+        [
+            f"{shape.layers} layers, hidden {shape.hidden}, intermediate {shape.intermediate},"
+            f" vocabulary {shape.vocab}, bf16, random weights.",
+            markdown(head, table),
+            f"The set with 1 thread: {single:.1f} s; with {THREADS}: {whole:.1f} s"
+            f" ({single / whole:.2f} times). Reading the source and writing as many bytes as the"
+            f" set has, at once, takes {least:.1f} s, {100 * least / whole:.0f} % of our time.",
+            f"Medians of {rounds}; {machine('llama-cpp-python', 'llmcompressor', 'torch')}; load"
+            f" before the run {os.getloadavg()[0]:.1f}.",
+        ]
+    )
 
 
 def main() -> int:
-    """Measure, print, and write RESULTS.md."""
+    """Measure, print, and write each model's section of RESULTS.md."""
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
     parser.add_argument("--model", action="append", choices=SHAPES, help="default: 3B")
     parser.add_argument("--rounds", type=int, default=3)
@@ -183,7 +184,6 @@ def main() -> int:
     parser.add_argument("--llama-quantize", type=Path, action="append", default=[])
     options = parser.parse_args()
     binaries = [path.resolve() for path in options.llama_quantize]
-    sections = []
     with tempfile.TemporaryDirectory(dir=options.work) as scratch:
         work = options.work or Path(scratch)
         source = llama_cpp_source.fetch_source(work / "peer")
@@ -193,10 +193,9 @@ def main() -> int:
             for _ in range(options.rounds):
                 run_round(model, Path(scratch), source, binaries, runs)
             found = {what: median(measured) for what, measured in runs.items()}
-            sections.append(report(name, found, binaries, options.rounds))
-    text = f"# Results\n\nWritten by `make bench`; not edited by hand.\n\n{chr(10).join(sections)}"
-    RESULTS.write_text(text)
-    Console().print(text, markup=False, highlight=False)
+            text = report(name, found, binaries, options.rounds)
+            print(text)
+            write_section(f"From checkpoint to artifacts: {name}", text)
     return 0
 
 

@@ -7,24 +7,20 @@ Rows of heavy-tailed weights. Ours start from bf16 bits, as a checkpoint stores 
 with this project's own numpy path. The contestants alternate, the median round counts, and time
 is the thread's own processor time, so that other work on the machine disturbs little. MB/s are of
 bf16. The last table runs the widest build on one and two threads by the wall clock, best round.
+All types together are written to RESULTS.md.
 """
 
 from __future__ import annotations
 
 import argparse
-import platform
 import statistics
 import time
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
-from datetime import date
-from importlib.metadata import version
-from pathlib import Path
 
 import numpy as np
-from rich.console import Console
-from rich.table import Table
 
+from benchmarks.results import machine, markdown, write_section
 from convert.tensor import Array, Block, Float32, to_float32
 from quantize import kernels, scaled
 from quantize.ggml import library_digest, quantize_chunk
@@ -109,39 +105,40 @@ def measure_threads(name: str, rounds: int) -> tuple[float, float]:
     return best[1], best[2]
 
 
-def _processor() -> str:
-    """The processor's name, as the system tells it."""
-    information = Path("/proc/cpuinfo")
-    lines = information.read_text().splitlines() if information.is_file() else []
-    names = [line.partition(":")[2].strip() for line in lines if line.startswith("model name")]
-    return names[0] if names else platform.processor() or platform.machine()
+def report(types: list[str], rounds: int) -> str:
+    """Both tables, as markdown."""
+    rows = []
+    for name in types:
+        for weighted in (False, True):
+            rates = measure_type(name, weighted=weighted, rounds=rounds)
+            rows.append([name, "yes" if weighted else "", *_cells(rates)])
+    rows.append(["FP8 E4M3", "", *_cells(measure_fp8(rounds))])
+    head = ["type", "importance", "peer MB/s", *(f"{build} MB/s" for build in kernels.BUILDS)]
+    threads = []
+    for name in types:
+        one, two = measure_threads(name, rounds)
+        threads.append([name, f"{one:.0f}", f"{two:.0f}", f"{two / one:.2f}"])
+    return "\n\n".join(
+        [
+            markdown(head, rows),
+            markdown(["type", "1 thread MB/s", "2 threads MB/s", "ratio"], threads),
+            "The first table is one thread, MB/s of bf16, against `ggml_quantize_chunk` (sha256"
+            f" {library_digest()[:16]}), for FP8 against numpy."
+            f" {machine('llama-cpp-python', 'numpy')}.",
+        ]
+    )
 
 
 def main() -> None:
-    """Print the tables."""
+    """Print the tables; with every type they also go into RESULTS.md."""
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
     parser.add_argument("--type", action="append", choices=kernels.TYPES)
     parser.add_argument("--rounds", type=int, default=9)
     options = parser.parse_args()
-    console, types = Console(width=100), options.type or list(kernels.TYPES)
-    table = Table("type", "importance", "peer MB/s", *(f"{b} MB/s" for b in kernels.BUILDS))
-    for name in types:
-        for weighted in (False, True):
-            rates = measure_type(name, weighted=weighted, rounds=options.rounds)
-            table.add_row(name, "yes" if weighted else "", *_cells(rates))
+    text = report(options.type or list(kernels.TYPES), options.rounds)
+    print(text)
     if not options.type:
-        table.add_row("FP8 E4M3", "", *_cells(measure_fp8(options.rounds)))
-    console.print(table)
-    threads = Table("type", "1 thread MB/s", "2 threads MB/s", "ratio")
-    for name in types:
-        one, two = measure_threads(name, options.rounds)
-        threads.add_row(name, f"{one:.0f}", f"{two:.0f}", f"{two / one:.2f}")
-    console.print(threads)
-    console.print(
-        f"{_processor()}, one thread, MB/s of bf16; peer: ggml_quantize_chunk of llama-cpp-python"
-        f" {version('llama-cpp-python')} (sha256 {library_digest()[:16]}), for FP8 numpy"
-        f" {np.__version__}; Python {platform.python_version()}, {date.today().isoformat()}"
-    )
+        write_section("Kernels, one thread", text)
 
 
 def _cells(rates: Rates) -> list[str]:

@@ -76,11 +76,17 @@ def _merges(path: Path, merges: object) -> tuple[str, ...]:
         raise CheckpointError(f"{path}: no merges; a BPE vocabulary cannot work without them")
     if all(isinstance(merge, str) for merge in merges):
         return tuple(merges)
-    for pair in merges:
-        texts = isinstance(pair, list) and all(isinstance(piece, str) for piece in pair)
-        if not texts or len(pair) != 2:
-            raise CheckpointError(f"{path}: merge {pair!r} is not a pair of texts")
-    return tuple(" ".join(piece.replace(" ", "\u0120") for piece in pair) for pair in merges)
+    return tuple(_joined(path, pair) for pair in merges)
+
+
+def _joined(path: Path, pair: object) -> str:
+    if not isinstance(pair, list) or len(pair) != 2:
+        raise CheckpointError(f"{path}: merge {pair!r} is not a pair of texts")
+    left, right = pair
+    if not isinstance(left, str) or not isinstance(right, str):
+        raise CheckpointError(f"{path}: merge {pair!r} is not a pair of texts")
+    left, right = left.replace(" ", "\u0120"), right.replace(" ", "\u0120")
+    return f"{left} {right}"
 
 
 def _recognise_splitting(path: Path, pre_tokenizer: object, model: Mapping[str, Any]) -> str:
