@@ -60,7 +60,7 @@ def _watch(process: subprocess.Popen[bytes]) -> tuple[int, tuple[int, int]]:
     peak, moved = 0, (0, 0)
     while process.poll() is None:
         tree = list(_tree(process.pid))
-        peak = max(peak, sum(_anonymous_bytes(pid) for pid in tree))
+        peak = max(peak, sum(anonymous_bytes(pid) for pid in tree))
         found = [_moved(pid) for pid in tree]
         moved = (
             max(moved[0], sum(read for read, _ in found)),
@@ -81,7 +81,8 @@ def _tree(pid: int) -> Iterator[int]:
             yield from _tree(int(child))
 
 
-def _anonymous_bytes(pid: int) -> int:
+def anonymous_bytes(pid: int) -> int:
+    """RssAnon of a process: its own memory that is resident; 0 once it has ended."""
     for line in _lines(f"/proc/{pid}/status"):
         if line.startswith("RssAnon:"):
             return int(line.split()[1]) * 1024

@@ -6,13 +6,13 @@ The default is the largest matrix of any published Hermes model, the 128256 x 16
 405B, in bf16: 4.2 GB, a sparse file (zeros cost the same memory as anything else). It goes into
 Q6_K, FP8 with a scale for each row, and NVFP4, which reads it twice. Measured is RssAnon, what of a
 process's memory is its own, sampled every 2 ms: what it was before the run is the interpreter's.
-Exits with 1 if the run took more than its budget on top of that.
+Writes a section of RESULTS.md; exits with 1 if the run took more than its budget on top of that.
 """
 
 from __future__ import annotations
 
 import argparse
-import platform
+import os
 import sys
 import tempfile
 import threading
@@ -20,6 +20,8 @@ import time
 from dataclasses import dataclass
 from pathlib import Path
 
+from benchmarks.measure import anonymous_bytes
+from benchmarks.results import machine, write_section
 from convert.checkpoint import Checkpoint
 from convert.output_tensor import OutputTensor, Scheme, Source
 from convert.plan import PlacedTensor, PlannedArtifact, PlannedFile, plan_run
@@ -59,12 +61,12 @@ def measure_run(folder: Path, rows: int, columns: int, memory_bytes: int, thread
         checkpoint.stamps = {SHARD: (status.st_size, status.st_mtime_ns)}
         schemes = (Ggml("Q6_K"), Scaled("FP8", "BF16", "E4M3", "channel"), Nvfp4("NVFP4", "BF16"))
         plan = plan_run([_artifact(info, scheme) for scheme in schemes])
-        highest, stop = [rss_anon()], threading.Event()
+        highest, stop = [anonymous_bytes(os.getpid())], threading.Event()
         before = highest[0]
 
         def watch() -> None:
             while not stop.wait(0.002):
-                highest[0] = max(highest[0], rss_anon())
+                highest[0] = max(highest[0], anonymous_bytes(os.getpid()))
 
         watcher = threading.Thread(target=watch)
         watcher.start()
@@ -96,13 +98,6 @@ def _artifact(info: TensorInfo, scheme: Scheme) -> PlannedArtifact:
     return PlannedArtifact(scheme.name, scheme.name, (file,))
 
 
-def rss_anon() -> int:
-    """Bytes of this process's anonymous memory that are resident."""
-    with Path("/proc/self/status").open() as stream:
-        (line,) = (line for line in stream if line.startswith("RssAnon:"))
-    return int(line.split()[1]) * 1024
-
-
 def main() -> None:
     """Measure, print, judge."""
     parser = argparse.ArgumentParser(description=__doc__)
@@ -117,12 +112,14 @@ def main() -> None:
         shape = (options.rows, options.columns)
         peak = measure_run(Path(folder), *shape, options.memory, options.threads)
         seconds = time.monotonic() - begin
-    print(
-        f"{options.rows} x {options.columns} bf16 ({2 * options.rows * options.columns:,} bytes) on"
-        f" {options.threads} threads in {seconds:.0f} s, {platform.processor() or 'processor'}:"
+    text = (
+        f"{options.rows} x {options.columns} bf16 ({2 * options.rows * options.columns:,} bytes) to"
+        f" Q6_K, FP8 by channel and NVFP4 on {options.threads} threads in {seconds:.0f} s: RssAnon"
         f" {peak.before:,} bytes before, {peak.highest:,} at most, {peak.working:,} for the run;"
-        f" budget {options.memory:,}"
+        f" budget {options.memory:,}.\n\n{machine('numpy')}."
     )
+    print(text)
+    write_section("Memory: the largest matrix of the 405B", text)
     sys.exit(peak.working > options.memory)
 
 

@@ -18,8 +18,11 @@ compared with a GPU. A zero or infinite scale cannot occur; a NaN is refused bef
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import cache
+from itertools import product
 from typing import Any
 
 import numpy as np
@@ -182,9 +185,34 @@ class Shape:
         return stored[0].reshape(-1).view("<i8").astype(np.float32)
 
 
+@cache
+def kernel_build(dtype: str) -> str | None:
+    """The build of our kernels that makes numpy's codes from this dtype; None if none does."""
+    build = kernels.build()
+    if build is None:
+        return None
+    random = np.random.default_rng(0)
+    values = random.standard_t(3, (9, 200)).astype(np.float32)
+    values[::3] *= np.geomspace(1e-6, 1e3, 200, dtype=np.float32)
+    block = Block("trial", dtype, 0, round_to(values, dtype))
+    absmax = absmax_by_numpy(block)
+    same = np.array_equal(kernels.measure_absmax(build, block), absmax)
+    for code, rounded in product(KERNEL_CODES, {dtype, "F32"}):
+        scales = to_float32(scales_of(absmax, FORMATS[code].half_range, dtype), dtype)
+        ours = kernels.encode_codes(build, block, scales, code, rounded)
+        same = same and np.array_equal(ours, codes_by_numpy(block, scales, code, rounded))
+    if same:
+        return build
+    warnings.warn(
+        f"the {build} kernels for FP8 and integers differ from numpy, which is used instead",
+        stacklevel=2,
+    )
+    return None
+
+
 def measure_absmax(block: Block) -> Float32:
     """(rows, 1) largest magnitudes of the rows."""
-    build = kernels.build()
+    build = kernel_build(block.dtype)
     return absmax_by_numpy(block) if build is None else kernels.measure_absmax(build, block)
 
 
@@ -199,7 +227,7 @@ def absmax_by_numpy(block: Block) -> Float32:
 
 def encode_codes(block: Block, scales: Float32, code: str, rounded: str) -> Codes:
     """Codes of rows / scales (rows, 1), the quotients rounded to the dtype `rounded` first."""
-    build = kernels.build()
+    build = kernel_build(block.dtype)
     if build is None:
         return codes_by_numpy(block, scales, code, rounded)
     return kernels.encode_codes(build, block, scales, code, rounded)

@@ -154,6 +154,27 @@ def test_a_kernel_that_differs_from_the_library_is_not_used(
     np.testing.assert_array_equal(made, quantize_chunk("Q6_K", values * np.float32(1e-9), None))
 
 
+def test_a_kernel_that_differs_from_numpy_is_not_used(monkeypatch: pytest.MonkeyPatch) -> None:
+    honest = kernels.encode_codes
+
+    def wrong(*arguments: object) -> np.ndarray:
+        out = honest(*arguments)  # type: ignore[arg-type]
+        if arguments[3] == "INT4":
+            out[0, 0] ^= 1
+        return out
+
+    monkeypatch.setattr(kernels, "encode_codes", wrong)
+    block = Block("w", "F32", 0, hard_rows(np.random.default_rng(2), 3, 256))
+    scaled.kernel_build.cache_clear()
+    try:
+        with pytest.warns(UserWarning, match="FP8 and integers differ from numpy"):
+            made = scaled.encode_codes(block, np.ones((3, 1), np.float32), "INT4", "F32")
+    finally:
+        scaled.kernel_build.cache_clear()
+    expected = scaled.codes_by_numpy(block, np.ones((3, 1), np.float32), "INT4", "F32")
+    np.testing.assert_array_equal(made, expected)
+
+
 def run_python(code: str, **environment: str) -> subprocess.CompletedProcess[str]:
     where = {**os.environ, "PYTHONPATH": str(Path(__file__).parents[2]), **environment}
     return subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, env=where)
