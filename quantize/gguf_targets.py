@@ -98,13 +98,20 @@ def plan_size_target(
     target: str,
     options: Options,
     size: SizeTarget,
+    *,
+    threads: int | None = None,
     on_progress: Progress | None = None,
 ) -> PlannedArtifact:
     """Plan the mixture with the least error that fits `size`, all files and headers counted."""
     outputs = _ordered_outputs(model)
     importance = importance_for(options.importance, outputs) if options.importance else {}
     candidates = measure_candidates(
-        model.checkpoint, outputs, importance, options.overrides, on_progress
+        model.checkpoint,
+        outputs,
+        importance,
+        options.overrides,
+        threads=threads,
+        on_progress=on_progress,
     )
     limit = size.limit_bytes(model.parameters)
     smallest = {name: min(found, key=lambda c: c.size_bytes) for name, found in candidates.items()}

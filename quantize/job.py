@@ -84,8 +84,13 @@ def quantize(
     sizes = (SizeTarget(size_bytes=fit_bytes), SizeTarget(bits_per_weight=bits_per_weight))
     for size, given in zip(sizes, (fit_bytes, bits_per_weight), strict=True):
         if given is not None:
-            fitted = partial(plan_size_target, options=options, size=size, on_progress=on_progress)
-            known[size.name] = fitted
+            known[size.name] = partial(
+                plan_size_target,
+                options=options,
+                size=size,
+                threads=threads,
+                on_progress=on_progress,
+            )
             wanted.append(size.name)
     return job.make(
         model,

@@ -28,15 +28,15 @@ from pydantic import AfterValidator, BaseModel, ConfigDict, Field, model_validat
 from convert.errors import InputError
 from convert.families.rules import LINEAR_ROLES
 from convert.gguf_plan import GGUFOutput
+from convert.model import FLOAT_FILE_TYPES
 from convert.yaml_file import read_yaml
 from quantize.choice import NO_OVERRIDES, Choice, Overrides, fit, override, parse_type
 from quantize.mixture_table import MIXTURES
 
 ROLES = (*LINEAR_ROLES, "token_embd", "output")
 SUFFIXES = (".yaml", ".yml")
-_FLOAT_FILE_TYPES = {"F32": 0, "F16": 1, "BF16": 32}
 _FILE_TYPES = {
-    **_FLOAT_FILE_TYPES,
+    **FLOAT_FILE_TYPES,
     **{name.removesuffix("_MOE"): MIXTURES[name].file_type for name in MIXTURES},
     **{name: MIXTURES[f"{name}_M"].file_type for name in ("Q3_K", "Q4_K", "Q5_K")},
 }
@@ -92,7 +92,7 @@ class OwnMixture(BaseModel):
 
     @model_validator(mode="after")
     def _has_its_own_name(self) -> OwnMixture:
-        if self.name in MIXTURES or self.name in _FLOAT_FILE_TYPES:
+        if self.name in MIXTURES or self.name in FLOAT_FILE_TYPES:
             raise ValueError(f"name: {self.name} is a published type's; choose another")
         return self
 

@@ -32,6 +32,7 @@ from convert.checkpoint import Checkpoint
 from convert.errors import InputError
 from convert.gguf import GGML_TYPES, pad
 from convert.gguf_plan import GGUFOutput
+from convert.model import FLOAT_FILE_TYPES
 from convert.output_tensor import Importance, OutputTensor, Scheme
 from convert.tensor import Block
 from convert.workers import Progress
@@ -47,7 +48,6 @@ _GAP = 1e-4
 _UNITS = tuple(
     (f"{p}{b}", k**i) for b, k in (("B", 1000), ("IB", 1024)) for i, p in enumerate("KMGT", 1)
 )
-_FLOATS = ("F32", "F16", "BF16")
 
 
 @dataclass(frozen=True, slots=True)
@@ -91,6 +91,8 @@ def measure_candidates(
     outputs: Sequence[GGUFOutput],
     importance: Mapping[str, Importance],
     overrides: Overrides = NO_OVERRIDES,
+    *,
+    threads: int | None = None,
     on_progress: Progress | None = None,
 ) -> dict[str, tuple[Candidate, ...]]:
     """By name, what each matrix could be stored as, smallest first; an override leaves one."""
@@ -110,7 +112,7 @@ def measure_candidates(
         )
 
     found: dict[str, tuple[Candidate, ...]] = {}
-    with ThreadPoolExecutor(os.cpu_count()) as pool:
+    with ThreadPoolExecutor(threads or os.cpu_count()) as pool:
         for output, candidates in zip(matrices, pool.map(measure, matrices), strict=True):
             found[output.tensor.name] = candidates
             if on_progress:
@@ -135,7 +137,7 @@ def _allowed(output: GGUFOutput, importance: Importance | None) -> list[Choice]:
 def scheme_of(tensor: OutputTensor, choice: Choice) -> Scheme:
     """The scheme of a choice; None as a type keeps the source's dtype."""
     ggml_type = choice.ggml_type or tensor.dtype
-    return Cast(ggml_type) if ggml_type in _FLOATS else Ggml(ggml_type)
+    return Cast(ggml_type) if ggml_type in FLOAT_FILE_TYPES else Ggml(ggml_type)
 
 
 def _stored_bytes(tensor: OutputTensor, choice: Choice) -> int:
