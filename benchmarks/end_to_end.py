@@ -6,7 +6,8 @@ On random weights in a real shape: llama.cpp's converter, then `llama_model_quan
 threads once for each type; llm-compressor's `model_free_ptq`; and ours, which makes each artifact
 alone and all five in one run. Rounds alternate between the tools; the table has medians and ratios,
 peak memory and bytes moved, both sides measured the same way (`measure.py`). `--llama-quantize`
-adds builds of the peer's own command, for example one with `-march=native`. All caches are warm.
+adds builds of the peer's own command, for example one with `-march=native`. Before each command,
+outside the clock, what was written before is flushed and its input is read once: caches are warm.
 What the run must move at the least is measured too: reading the source and writing as many bytes
 as the outputs have. Results are written to RESULTS.md, which is not edited by hand.
 """
@@ -21,6 +22,7 @@ import sys
 import tempfile
 import time
 from collections import defaultdict
+from collections.abc import Iterable
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
@@ -55,6 +57,7 @@ def ours(model: Path, work: Path, targets: tuple[str, ...], threads: int = THREA
     """One run of ours that makes `targets`."""
     out = work / "ours"
     shutil.rmtree(out, ignore_errors=True)
+    settle(model.glob("*.safetensors"))
     words = [word for target in targets for word in ("--to", target)]
     command = [sys.executable, "-m", "hermes_quant", "quantize", str(model), "--out", str(out)]
     return measure([*command, *words, "--name", "m", "--threads", str(threads)])
@@ -64,14 +67,17 @@ def run_round(model: Path, work: Path, source: Path, binaries: list[Path], runs:
     """Every command once, ours between the peers'."""
     peer16 = work / "peer-BF16.gguf"
     converter = [sys.executable, str(source / "convert_hf_to_gguf.py"), str(model)]
+    settle(model.glob("*.safetensors"))
     runs["converter"].append(measure([*converter, "--outtype", "bf16", "--outfile", str(peer16)]))
     for target in TYPES:
         made = str(work / "peer.gguf")
         number, threads = str(_FILE_TYPES[target]), str(THREADS)
+        settle([peer16])
         script = [sys.executable, "-c", _PEER_QUANTIZE, str(peer16), made, number, threads]
         runs[f"llama {target}"].append(measure(script))
         for binary in binaries:
             command = [str(binary), str(peer16), made, target, threads]
+            settle([peer16])
             libraries = {"LD_LIBRARY_PATH": str(binary.parent)}
             runs[f"{binary} {target}"].append(measure(command, libraries))
         Path(made).unlink()
@@ -82,6 +88,7 @@ def run_round(model: Path, work: Path, source: Path, binaries: list[Path], runs:
     runs["ours set, 1 thread"].append(ours(model, work, SET, threads=1))
     runs["ours FP8_DYNAMIC"].append(ours(model, work, ("FP8_DYNAMIC",)))
     shutil.rmtree(work / "ours")
+    settle(model.glob("*.safetensors"))
     runs["model_free_ptq"].append(
         measure([sys.executable, "-c", _PEER_FP8, str(model), str(work / "peer-fp8")])
     )
@@ -92,6 +99,7 @@ def floor(model: Path, work: Path) -> Measured:
     """Reading every weight and, at once, writing and flushing as many bytes as the set has."""
     size = sum(path.stat().st_size for path in (work / "ours").rglob("*") if path.is_file())
     shards = list(model.glob("*.safetensors"))
+    settle(shards)
     begin = time.monotonic()
     with ThreadPoolExecutor(2) as pool:
         reading = pool.submit(_read_all, shards)
@@ -102,7 +110,13 @@ def floor(model: Path, work: Path) -> Measured:
     return Measured(seconds, 0, sum(path.stat().st_size for path in shards), size)
 
 
-def _read_all(paths: list[Path]) -> None:
+def settle(inputs: Iterable[Path]) -> None:
+    """Flush what others wrote and bring the input into the kernel's cache."""
+    os.sync()
+    _read_all(inputs)
+
+
+def _read_all(paths: Iterable[Path]) -> None:
     buffer = bytearray(_CHUNK_BYTES)
     for path in paths:
         with path.open("rb", buffering=0) as stream:
