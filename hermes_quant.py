@@ -379,10 +379,10 @@ def verify(
     with _errors():
         from convert.progress import steps_bar
         from convert.terminal import console, print_json
+        from verify.engines.opening import open_engine
         from verify.reference_cache import default_folder
         from verify.report.terminal import print_report
         from verify.report.write import prepare_folder, write_report
-        from verify.verify import open_engine
         from verify.verify import verify as verb
 
         cache_type = "float16" if kv_type is KvType.F16 else kv_type.value

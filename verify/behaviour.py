@@ -21,14 +21,15 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
-from statistics import fmean
+
+import numpy as np
 
 from convert.conversation import Conversation
 from verify.call_outcomes import LOST, CallOutcome, arguments_kept, call_outcome, calls_due
 from verify.check import Finding, Number, Outcome, State, Verdict
 from verify.evidence import Answer, Evidence
 from verify.scoring import is_valid_json, looks_like_refusal
-from verify.statistics import Flips, count_flips, mean_interval
+from verify.statistics import Flips, count_flips, mean_by_prompt
 
 FINDINGS_SHOWN = 20
 _PREVIEW = 200
@@ -163,13 +164,11 @@ def _argument_numbers(evidence: Evidence) -> dict[str, Number]:
     """The mean share of arguments kept where the reference calls, resampled by prompt."""
     assert evidence.answers is not None
     shares = [
-        share
+        np.array([share])
         for ours, theirs in zip(evidence.reference.answers, evidence.answers, strict=True)
         if (share := arguments_kept(ours, theirs)) is not None
     ]
-    low, high = mean_interval(shares) or (None, None)
-    mean = fmean(shares) if shares else None
-    return {"arguments_kept": mean, "arguments_kept_low": low, "arguments_kept_high": high}
+    return {**mean_by_prompt(shares).numbers("arguments_kept")}
 
 
 def _reason(

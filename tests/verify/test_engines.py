@@ -15,10 +15,11 @@ from safetensors.torch import load_file
 from convert.errors import CheckpointError, UnsupportedError
 from verify.artifact import open_artifact
 from verify.engines import by_length
-from verify.engines.llama_cpp import LlamaCppEngine, LlamaVocabulary
+from verify.engines.llama_cpp import LlamaCppEngine
+from verify.engines.llama_model import LlamaVocabulary
+from verify.engines.opening import open_engine
 from verify.engines.scripted import ScriptedEngine
 from verify.engines.transformers import TransformersEngine, round_per_token
-from verify.verify import open_engine
 
 STOP = frozenset({260})
 NO_STOP: frozenset[int] = frozenset()
