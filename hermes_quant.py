@@ -351,7 +351,7 @@ def verify(
     ],
     suite: Annotated[
         Path | None,
-        typer.Option(help="JSONL file or folder; default: prompts/ beside the reference."),
+        typer.Option(help="JSONL file, folder of them or of BFCL; default: the reference's."),
     ] = None,
     limit: Annotated[
         int | None, typer.Option(min=1, help="Use this many prompts, spread evenly.")
