@@ -13,10 +13,14 @@ from verify.artifact import Artifact, Kind
 from verify.engines import Engine
 
 
-def open_engine(artifact: Artifact, *, kv_type: str = "float16") -> Engine:
+def open_engine(
+    artifact: Artifact, *, kv_type: str = "float16", activation_bits: int = 8
+) -> Engine:
     """The engine an artifact is made for: llama.cpp for GGUF, transformers for folders, else HTTP.
 
-    `kv_type` is the element type of llama.cpp's KV cache; the others have their own.
+    `kv_type` is the element type of llama.cpp's KV cache; the others have their own. Of an FP8
+    folder, `activation_bits` says whether what enters its matrix products is rounded too (8) or not
+    (16).
     Both compute with OpenMP, whose threads spin while they wait for each other unless told not to
     before they are loaded: on a machine with other work, fifty times slower for a small model.
     """
@@ -32,7 +36,7 @@ def open_engine(artifact: Artifact, *, kv_type: str = "float16") -> Engine:
             return LlamaCppEngine(artifact.path, kv_type=kv_type)
         from verify.engines.transformers import TransformersEngine
 
-        return TransformersEngine(artifact.path)
+        return TransformersEngine(artifact.path, activation_bits=activation_bits)
     except ImportError as error:
         raise UnsupportedError(
             f"{error.name} is not installed; verify needs it: pip install 'hermes-quant[verify]'"
