@@ -28,6 +28,13 @@ class KvType(StrEnum):
     Q4_0 = "q4_0"
 
 
+class ActivationBits(StrEnum):
+    """What an FP8 folder is run as: W8A8, or W8A16 as on hardware without FP8."""
+
+    EIGHT = "8"
+    SIXTEEN = "16"
+
+
 EXIT_BAD_INPUT, EXIT_OURS, EXIT_INTERRUPTED = 2, 4, 130
 
 app = typer.Typer(
@@ -351,7 +358,7 @@ def verify(
     ],
     suite: Annotated[
         Path | None,
-        typer.Option(help="JSONL file or folder; default: prompts/ beside the reference."),
+        typer.Option(help="JSONL file, folder of them or of BFCL; default: the reference's."),
     ] = None,
     limit: Annotated[
         int | None, typer.Option(min=1, help="Use this many prompts, spread evenly.")
@@ -373,16 +380,19 @@ def verify(
     kv_type: Annotated[
         KvType, typer.Option(help="KV cache of GGUF files, as they will be run.")
     ] = KvType.F16,
+    activations: Annotated[
+        ActivationBits, typer.Option(help="Bits of activations in FP8 folders: W8A8 or W8A16.")
+    ] = ActivationBits.EIGHT,
     as_json: JsonOption = False,
 ) -> None:
     """Compare what artifacts answer with what the reference answers, tool calls first."""
     with _errors():
         from convert.progress import steps_bar
         from convert.terminal import console, print_json
+        from verify.engines.opening import open_engine
         from verify.reference_cache import default_folder
         from verify.report.terminal import print_report
         from verify.report.write import prepare_folder, write_report
-        from verify.verify import open_engine
         from verify.verify import verify as verb
 
         cache_type = "float16" if kv_type is KvType.F16 else kv_type.value
@@ -398,7 +408,9 @@ def verify(
                 imatrix=imatrix,
                 cache=cache or default_folder(),
                 on_progress=report_progress,
-                open_engine=partial(open_engine, kv_type=cache_type),
+                open_engine=partial(
+                    open_engine, kv_type=cache_type, activation_bits=int(activations)
+                ),
             )
         if out is not None:
             write_report(report, out)

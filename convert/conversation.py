@@ -41,6 +41,18 @@ class ToolCall:
 
 
 @dataclass(frozen=True, slots=True)
+class AcceptedCall:
+    """A call with the values that are accepted of each argument, and the schema they are read by.
+
+    An empty text among the values says that the argument may be left out (BFCL's convention).
+    """
+
+    name: str
+    arguments: dict[str, tuple[Any, ...]]
+    parameters: JsonObject
+
+
+@dataclass(frozen=True, slots=True)
 class ExpectedJson:
     """A reply that is JSON: the value it must equal and, if given, the schema it must satisfy."""
 
@@ -56,12 +68,15 @@ class Expected:
     text:    the whole reply, to the character.
     json:    the reply is this JSON value.
     refusal: True, the reply must refuse; False, it must not.
+    accepted: calls to make, where several values are right; no JSONL file states them, a benchmark
+              does.
     """
 
     calls: tuple[ToolCall, ...] | None = None
     text: str | None = None
     json: ExpectedJson | None = None
     refusal: bool | None = None
+    accepted: tuple[AcceptedCall, ...] | None = None
 
 
 @dataclass(frozen=True, slots=True)

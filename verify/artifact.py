@@ -27,6 +27,7 @@ from convert.gguf_reader import GGUFFile, read_gguf
 from convert.model_spec import read_json_object
 from quantize.compressed_tensors import TARGETS, quantization_config
 from quantize.mixture_table import MIXTURES
+from verify.quantization import COMPRESSED_TENSORS
 
 if TYPE_CHECKING:
     from verify.engines.openai_client import ServedModel
@@ -34,7 +35,6 @@ if TYPE_CHECKING:
 ADDRESS_STARTS = ("http://", "https://")
 UNKNOWN = "unknown"
 SERVED = "served"
-COMPRESSED_TENSORS = "compressed-tensors"
 _ARGUMENTS = ("weights", "input_activations")
 _DECISIVE = ("num_bits", "type", "strategy", "dynamic", "group_size", "block_structure")
 
@@ -43,7 +43,7 @@ class Kind(StrEnum):
     """What the artifact is as files."""
 
     GGUF = "gguf"
-    COMPRESSED = "compressed-tensors"
+    COMPRESSED = COMPRESSED_TENSORS
     CHECKPOINT = "checkpoint"
     SERVER = "server"
 
@@ -88,7 +88,7 @@ def open_artifact(place: Path | str) -> Artifact:
     if stated is None:
         return Artifact(path, Kind.CHECKPOINT, _checkpoint_type(path), size)
     method = stated.get("quant_method") if isinstance(stated, dict) else None
-    if method != COMPRESSED_TENSORS:
+    if method != Kind.COMPRESSED:
         raise UnsupportedError(
             f"{path}: quantized by {method!r}; folders of compressed-tensors can be verified"
         )
@@ -153,7 +153,7 @@ def _scheme_name(config: dict[str, Any]) -> str:
     """Our name for the scheme, whatever its group is called; else the name of the only group."""
     groups = config.get("config_groups")
     if not isinstance(groups, dict) or len(groups) != 1:
-        return COMPRESSED_TENSORS
+        return Kind.COMPRESSED.value
     ((name, group),) = groups.items()
     if isinstance(group, dict):
         for target in TARGETS:

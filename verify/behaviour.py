@@ -3,6 +3,7 @@
 In: the answers of both. Out: one Outcome a row of `MEASURES`, each a check by itself:
 
     tool_calls         calls are due: exactly these are made
+    bfcl               the same by BFCL's looser rules, on its prompts only (`bfcl_scoring.py`)
     lost_calls         calls are due: something is called, not a sentence or a refusal in its place
     spurious_calls     no call is due although there are tools: none is made
     malformed_calls    tools are on offer: nothing is written that is almost a call
@@ -21,14 +22,15 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
-from statistics import fmean
+
+import numpy as np
 
 from convert.conversation import Conversation
 from verify.call_outcomes import LOST, CallOutcome, arguments_kept, call_outcome, calls_due
 from verify.check import Finding, Number, Outcome, State, Verdict
 from verify.evidence import Answer, Evidence
-from verify.scoring import is_valid_json, looks_like_refusal
-from verify.statistics import Flips, count_flips, mean_interval
+from verify.scoring import is_valid_json, looks_like_refusal, score
+from verify.statistics import Flips, count_flips, mean_by_prompt
 
 FINDINGS_SHOWN = 20
 _PREVIEW = 200
@@ -44,11 +46,22 @@ class Measure:
     name: str
     right: str
     judge: Judge
+    margin: str = ""
+
+    @property
+    def drop(self) -> str:
+        """The margin of the gate that it is held to: its own unless another is named."""
+        return self.margin or self.name
 
 
 def _makes_the_calls(conversation: Conversation, ours: Answer, answer: Answer) -> bool | None:
     due = calls_due(conversation, ours)
     return call_outcome(due, answer) is CallOutcome.EXACT if due else None
+
+
+def _right_by_bfcl(conversation: Conversation, ours: Answer, answer: Answer) -> bool | None:
+    expected = conversation.expected
+    return score(expected, answer).get("bfcl") if expected else None
 
 
 def _calls_at_all(conversation: Conversation, ours: Answer, answer: Answer) -> bool | None:
@@ -88,6 +101,7 @@ def _refuses(conversation: Conversation, ours: Answer, answer: Answer) -> bool |
 
 MEASURES = (
     Measure("tool_calls", "exact calls", _makes_the_calls),
+    Measure("bfcl", "right by BFCL's rules", _right_by_bfcl, "tool_calls"),
     Measure("lost_calls", "calls made where calls are due", _calls_at_all),
     Measure("spurious_calls", "no call where none is due", _calls_nothing),
     Measure("malformed_calls", "nothing malformed", _writes_calls_well),
@@ -106,7 +120,7 @@ def check_behaviour(evidence: Evidence, /) -> list[Outcome]:
 def not_measured(outcomes: Sequence[Outcome]) -> tuple[str, ...]:
     """Measures for which the suite has no prompt, given the outcomes of those that it has."""
     made = {outcome.check for outcome in outcomes}
-    return tuple(measure.name for measure in MEASURES if measure.name not in made)
+    return tuple(m.name for m in MEASURES if m.name not in made and not m.margin)
 
 
 def check_measure(evidence: Evidence, measure: Measure) -> Outcome | None:
@@ -115,7 +129,7 @@ def check_measure(evidence: Evidence, measure: Measure) -> Outcome | None:
     if not judged:
         return None
     flips = count_flips([(first, second) for first, second, *_ in judged])
-    margin = float(getattr(evidence.thresholds.drops, measure.name))
+    margin = float(getattr(evidence.thresholds.drops, measure.drop))
     state = flips.decide(margin)
     right = sum(first for first, *_ in judged), sum(second for _, second, *_ in judged)
     numbers = _numbers(flips, right, margin)
@@ -163,13 +177,11 @@ def _argument_numbers(evidence: Evidence) -> dict[str, Number]:
     """The mean share of arguments kept where the reference calls, resampled by prompt."""
     assert evidence.answers is not None
     shares = [
-        share
+        np.array([share])
         for ours, theirs in zip(evidence.reference.answers, evidence.answers, strict=True)
         if (share := arguments_kept(ours, theirs)) is not None
     ]
-    low, high = mean_interval(shares) or (None, None)
-    mean = fmean(shares) if shares else None
-    return {"arguments_kept": mean, "arguments_kept_low": low, "arguments_kept_high": high}
+    return {**mean_by_prompt(shares).numbers("arguments_kept")}
 
 
 def _reason(

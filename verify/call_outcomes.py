@@ -22,7 +22,8 @@ from collections import Counter
 from collections.abc import Sequence
 from enum import StrEnum
 
-from convert.conversation import Conversation, ToolCall
+from convert.conversation import AcceptedCall, Conversation, ToolCall
+from verify.bfcl_scoring import matches_exactly
 from verify.evidence import Answer
 from verify.scoring import looks_like_refusal
 from verify.tool_calls import canonical_json, compare_calls
@@ -41,20 +42,23 @@ class CallOutcome(StrEnum):
     SPURIOUS = "spurious call"
 
 
+Due = tuple[ToolCall, ...] | tuple[AcceptedCall, ...]
 LOST = (CallOutcome.REFUSAL, CallOutcome.NO_CALL)
 
 
-def calls_due(conversation: Conversation, reference: Answer) -> tuple[ToolCall, ...] | None:
+def calls_due(conversation: Conversation, reference: Answer) -> Due | None:
     """The calls a right reply makes; None for a conversation in which none can be made."""
     if not conversation.tools:
         return None
     expected = conversation.expected
     if expected is not None and expected.calls is not None:
         return expected.calls
+    if expected is not None and expected.accepted is not None:
+        return expected.accepted
     return reference.reply.calls
 
 
-def call_outcome(due: Sequence[ToolCall], answer: Answer) -> CallOutcome:
+def call_outcome(due: Due, answer: Answer) -> CallOutcome:
     """The word for `answer` where the calls `due` were to be made."""
     reply = answer.reply
     if reply.malformed:
@@ -64,12 +68,19 @@ def call_outcome(due: Sequence[ToolCall], answer: Answer) -> CallOutcome:
         return CallOutcome.REFUSAL if refused else CallOutcome.NO_CALL
     if not due:
         return CallOutcome.SPURIOUS
-    if compare_calls(due, reply.calls):
+    if _meet(due, reply.calls):
         return CallOutcome.EXACT
     if len(due) != len(reply.calls):
         return CallOutcome.COUNT
     names = Counter(call.name for call in due) == Counter(call.name for call in reply.calls)
     return CallOutcome.ARGUMENTS if names else CallOutcome.FUNCTION
+
+
+def _meet(due: Due, calls: Sequence[ToolCall]) -> bool:
+    """Whether these are the calls that are due and no others."""
+    exact = [call for call in due if isinstance(call, ToolCall)]
+    accepted = [call for call in due if isinstance(call, AcceptedCall)]
+    return matches_exactly(accepted, calls) if accepted else compare_calls(exact, calls)
 
 
 def confusion(

@@ -12,6 +12,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from convert.tensor import DTYPES, Array, TensorInfo
+from quantize.codes import unpack_nibbles
 
 _FLOATS = ("F32", "BF16", "F16", "F8_E4M3", "F8_E5M2")
 Codes = NDArray[np.int64]
@@ -22,7 +23,7 @@ def code_bits(info: TensorInfo, items: Array, num_bits: int = 8) -> Codes:
     octets = np.ascontiguousarray(items).view(np.uint8)
     if info.name.endswith("_packed"):
         if num_bits == 4:
-            octets = np.stack((octets & 15, octets >> 4), axis=-1).reshape(-1)
+            octets = unpack_nibbles(octets.reshape(1, -1)).reshape(-1)
         return octets.astype(np.int64)
     if info.dtype in _FLOATS:
         return items.view(f"u{DTYPES[info.dtype].itemsize}").astype(np.int64)

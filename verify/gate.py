@@ -6,7 +6,8 @@ whole, so that what applied can be read in one place; its last class must be for
 ("*").
 
 The defaults and their sources are explained in docs/gates.md. A number of zero would never be
-reached by any number of prompts, so margins lie between 0 and 1, both left out.
+reached by any number of prompts, so margins lie between 0 and 1, both left out. `kl` is in nats a
+token and has no upper end.
 """
 
 from __future__ import annotations
@@ -46,6 +47,8 @@ class Thresholds(BaseModel):
     name: str = Field(min_length=1)
     types: tuple[str, ...] = Field(min_length=1)
     same_calls: Share
+    kl: float = Field(gt=0, allow_inf_nan=False)
+    same_trigger: Share
     drops: Drops
 
 

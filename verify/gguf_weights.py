@@ -28,6 +28,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from convert.blocks import row_blocks
 from convert.cast import Cast
 from convert.checkpoint import Checkpoint
 from convert.errors import InputError
@@ -174,12 +175,9 @@ def _blocks(tensor: OutputTensor) -> Iterator[tuple[int, int, int, int]]:
         yield -1, 0, tensor.rows, 0
         return
     row = 0
-    columns = tensor.shape[-1]
-    step = max(BLOCK_VALUES // columns // tensor.block_rows, 1) * tensor.block_rows
     for number, source in enumerate(tensor.sources):
         rows = source.stop - source.start
-        for start in range(0, rows, step):
-            stop = min(start + step, rows)
+        for start, stop in row_blocks(source.tensor, rows, tensor.block_rows, BLOCK_VALUES):
             yield number, source.start + start, source.start + stop, row + start
         row += rows
 

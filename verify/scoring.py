@@ -3,6 +3,8 @@
 In: a conversation's `Expected` and an `Answer`. Out: a flag for every kind of expectation stated:
 
     calls     exactly these calls, written without a flaw (text beside them is allowed)
+    bfcl      the calls are right by BFCL's looser rules, or none is made where none is due; where
+              only the writing is flawed and the call clear, it counts
     no_call   no call, not even a malformed one
     json      one JSON value and nothing else, equal to the expected one, valid for the schema
     text      the expected text, to the character
@@ -19,6 +21,7 @@ import re
 from typing import Any
 
 from convert.conversation import Expected, ExpectedJson
+from verify.bfcl_scoring import matches_by_bfcl, matches_exactly
 from verify.evidence import Answer
 from verify.tool_call_repair import loads_strict
 from verify.tool_calls import canonical_json, compare_calls
@@ -41,6 +44,10 @@ def score(expected: Expected, answer: Answer) -> dict[str, bool]:
         flags["calls"] = not reply.malformed and compare_calls(expected.calls, reply.calls)
     elif expected.calls is not None:
         flags["no_call"] = not (reply.calls or reply.recovered or reply.malformed)
+    if expected.accepted is not None:
+        if expected.accepted:
+            flags["calls"] = not reply.malformed and matches_exactly(expected.accepted, reply.calls)
+        flags["bfcl"] = matches_by_bfcl(expected.accepted, (*reply.calls, *reply.recovered))
     if expected.json is not None:
         flags["json"] = _is_json(expected.json, reply.text)
     if expected.text is not None:

@@ -1,19 +1,20 @@
 """Rates and differences with the uncertainty they have, and how many prompts a decision needs.
 
-In: counts, or one number a prompt. Out: intervals, p-values, sample sizes, and a State that says
-whether the counts can tell at all. scipy does the computing; three methods are used:
+In: counts, or an array of numbers a prompt. Out: intervals, p-values, sample sizes, and a State
+that says whether the numbers can tell at all. scipy does the computing; three methods are used:
 
     Rate    k of n, Wilson's interval (Wilson 1927; Brown, Cai and DasGupta 2001): 100 of 100 is not
             "100 % plus or minus 0" but 96.3 % or more
     Flips   the same prompts asked of two models. Only prompts that one has right and the other
             wrong carry information: McNemar's exact test asks whether they fall to one side, and
             Tango's score interval (Statistics in Medicine 17, 1998) says how large the drop is
-    mean    of one value a prompt, percentile bootstrap over prompts (tokens of one prompt hang
-            together, so they are not resampled on their own), with a fixed seed
+    Mean    of values that come in prompts, percentile bootstrap over prompts with a fixed seed.
+            Tokens of one prompt rise and fall together, so an interval that counts each as one
+            observation, as llama-perplexity's does, is too narrow; with one prompt there is none
 
-A gate on a Rate asks that its lower end reach a floor, one on Flips that the largest plausible drop
-stay below a margin (non-inferiority); each is failed only if even the kind end of the interval is
-beyond it. Between the two the numbers cannot tell, and `decide` says so.
+A gate on a Rate asks that its lower end reach a floor, one on Flips or a Mean that the largest
+plausible drop or mean stay below a limit (non-inferiority); each is failed only if even the kind
+end of the interval is beyond it. Between the two the numbers cannot tell, and `decide` says so.
 
 No library here has Tango's interval for paired data. It is the set of drops that his score
 statistic does not reject, found with scipy's root finder; with flips to one side only its ends are
@@ -26,7 +27,10 @@ import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 
+import numpy as np
+
 from verify.check import State
+from verify.engines.log_probabilities import Floats
 
 CONFIDENCE = 0.95
 SEED = 20261121
@@ -156,22 +160,56 @@ def smallest_detectable_drop(prompts: int, flip_share: float) -> float | None:
     return min(flip_share, (Z_ONE_SIDED + Z_POWER) * math.sqrt(flip_share / prompts))
 
 
-def mean_interval(values: Sequence[float]) -> tuple[float, float] | None:
-    """The 95 % percentile bootstrap interval of the mean over prompts; None for fewer than two."""
-    if len(values) < 2:
-        return None
-    if min(values) == max(values):  # every resample is the sample
-        return values[0], values[0]
-    import numpy as np
+@dataclass(frozen=True, slots=True)
+class Mean:
+    """A mean, the ends of its interval, and how many values from how many prompts it is of."""
+
+    value: float
+    low: float
+    high: float
+    values: int
+    prompts: int
+
+    def decide(self, limit: float) -> State:
+        """Whether the mean is at most `limit`; one that is no number is a failure."""
+        if self.values and not math.isfinite(self.value):
+            return State.FAIL
+        if self.high <= limit:
+            return State.PASS
+        return State.FAIL if self.low > limit else State.NOT_ENOUGH_EVIDENCE
+
+    def numbers(self, name: str) -> dict[str, float | None]:
+        """The mean and its interval under `name`; what JSON cannot hold is None."""
+        found = {name: self.value, f"{name}_low": self.low, f"{name}_high": self.high}
+        return {key: value if math.isfinite(value) else None for key, value in found.items()}
+
+    def exp(self) -> float | None:
+        """exp of the mean, if it is a number that JSON can hold."""
+        return math.exp(self.value) if abs(self.value) < 700 else None
+
+    def __str__(self) -> str:
+        return f"{self.value:.4g}, 95 % interval {self.low:.4g} to {self.high:.4g}"
+
+
+def mean_by_prompt(values: Sequence[Floats]) -> Mean:
+    """The mean over everything in `values`, an array a prompt, resampled by prompt."""
+    sums = np.array([array.sum() for array in values])
+    counts = np.array([array.size for array in values], dtype=np.float64)
+    total = int(counts.sum())
+    value = float(sums.sum() / total) if total else float("nan")
+    if len(values) < 2 or not np.isfinite(value):
+        return Mean(value, float("-inf"), float("inf"), total, len(values))
     from scipy.stats import bootstrap
 
     found = bootstrap(
-        (np.asarray(values, dtype=np.float64),),
-        np.mean,
+        (sums, counts),
+        lambda s, c, axis: s.sum(axis) / c.sum(axis),
+        paired=True,
+        vectorized=True,
         n_resamples=RESAMPLES,
         batch=100,
         confidence_level=CONFIDENCE,
         method="percentile",
         rng=np.random.default_rng(SEED),
     ).confidence_interval
-    return float(found.low), float(found.high)
+    return Mean(value, float(found.low), float(found.high), total, len(values))

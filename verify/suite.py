@@ -1,7 +1,7 @@
 """A suite: the conversations to verify with, where they come from, and a fair sample of them.
 
-In: a JSONL file or a folder of them; without one, the `prompts` folder of the reference. Out: a
-`Suite` whose conversations have ids of their own across all its files.
+In: a JSONL file, a folder of them or one of BFCL's; without one, the `prompts` folder of the
+reference. Out: a `Suite` whose conversations have ids of their own across all its files.
 
 A limited suite is an even sample: the conversations are put in order by file and tags, and taken at
 equal distances, so that every kind keeps its share and the same limit always takes the same ones.
@@ -18,6 +18,7 @@ from pathlib import Path
 
 from convert.conversation import Conversation, read_conversations
 from convert.errors import ConversationError, InputError
+from verify.bfcl import is_bfcl, read_bfcl
 
 FOLDER = "prompts"
 
@@ -50,19 +51,24 @@ def read_suite(path: Path | None, reference: Path, limit: int | None = None) -> 
     if limit is not None and limit < 1:
         raise InputError(f"a limit of {limit} conversations; expected at least 1")
     place = reference / FOLDER if path is None else path
-    files = sorted(place.glob("*.jsonl")) if place.is_dir() else [place]
-    if path is None and not (place.is_dir() and files):
-        raise InputError(
-            f"{reference}: no {FOLDER} folder with .jsonl files in it; say with --suite which"
-            " conversations to verify with"
-        )
-    if not files:
-        raise InputError(f"{place}: no .jsonl file in this folder")
-    read = [(file, conversation) for file in files for conversation in read_conversations(file)]
+    read = list(read_bfcl(place)) if is_bfcl(place) else _read_jsonl(place, own=path is None)
     _reject_shared_ids(read)
     ordered = sorted(read, key=lambda pair: (pair[0].name, pair[1].tags))
     taken = spread(len(ordered), limit or len(ordered))
     return Suite(place.resolve().name, tuple(ordered[i][1] for i in taken), len(ordered))
+
+
+def _read_jsonl(place: Path, *, own: bool) -> list[tuple[Path, Conversation]]:
+    """Every conversation with the file it is from."""
+    files = sorted(place.glob("*.jsonl")) if place.is_dir() else [place]
+    if own and not (place.is_dir() and files):
+        raise InputError(
+            f"{place.parent}: no {FOLDER} folder with .jsonl files in it; say with --suite which"
+            " conversations to verify with"
+        )
+    if not files:
+        raise InputError(f"{place}: no .jsonl file in this folder")
+    return [(file, conversation) for file in files for conversation in read_conversations(file)]
 
 
 def _reject_shared_ids(read: list[tuple[Path, Conversation]]) -> None:

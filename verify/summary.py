@@ -56,7 +56,13 @@ def gate_report(gate: Gate, artifacts: Sequence[Artifact]) -> GateReport:
     return GateReport(
         gate.note,
         {
-            name: {"class": asked.name, "same_calls": asked.same_calls, **asked.drops.model_dump()}
+            name: {
+                "class": asked.name,
+                "same_calls": asked.same_calls,
+                "kl": asked.kl,
+                "same_trigger": asked.same_trigger,
+                **asked.drops.model_dump(),
+            }
             for name, asked in used.items()
         },
     )

@@ -62,7 +62,7 @@ def check_tokens(evidence: Evidence, /) -> Outcome:
 
 
 def _check_gguf(evidence: Evidence) -> Outcome:
-    from verify.engines.llama_cpp import LlamaVocabulary
+    from verify.engines.llama_model import LlamaVocabulary
 
     reference = evidence.reference
     vocabulary = LlamaVocabulary(evidence.artifact.path)

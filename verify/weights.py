@@ -23,6 +23,7 @@ from functools import partial
 
 import numpy as np
 
+from convert.blocks import row_blocks
 from convert.checkpoint import Checkpoint
 from convert.errors import InputError
 from convert.model_spec import read_json_object
@@ -133,14 +134,9 @@ def measure_weights(
                 look = partial(_differs, source, stored, info, found)
             else:
                 continue
-            parts = pool.map(lambda rows, look=look: _measure(look, *rows), _row_blocks(info))
+            blocks = row_blocks(info, info.rows, 1, BLOCK_VALUES)
+            parts = pool.map(lambda rows, look=look: _measure(look, *rows), blocks)
             yield _sum_up(info, list(parts))
-
-
-def _row_blocks(info: TensorInfo) -> Iterator[tuple[int, int]]:
-    step = max(BLOCK_VALUES // max(info.columns, 1), 1)
-    for start in range(0, info.rows, step):
-        yield start, min(start + step, info.rows)
 
 
 @dataclass(frozen=True, slots=True)

@@ -15,10 +15,11 @@ from safetensors.torch import load_file
 from convert.errors import CheckpointError, UnsupportedError
 from verify.artifact import open_artifact
 from verify.engines import by_length
-from verify.engines.llama_cpp import LlamaCppEngine, LlamaVocabulary
+from verify.engines.llama_cpp import LlamaCppEngine
+from verify.engines.llama_model import LlamaVocabulary
+from verify.engines.opening import open_engine
 from verify.engines.scripted import ScriptedEngine
 from verify.engines.transformers import TransformersEngine, round_per_token
-from verify.verify import open_engine
 
 STOP = frozenset({260})
 NO_STOP: frozenset[int] = frozenset()
@@ -145,11 +146,14 @@ def test_a_missing_weight_is_an_error_and_not_random_numbers(
         TransformersEngine(folder)
 
 
-def test_fp8_runs_with_activations_in_eight_bits(artifacts: dict[str, Path]) -> None:
-    """The engine's logits are those of a plain model whose linear layers round their input."""
+@pytest.mark.parametrize(("bits", "word"), [(8, "W8A8"), (16, "W8A16")])
+def test_fp8_runs_with_activations_in_the_bits_that_it_says(
+    artifacts: dict[str, Path], bits: int, word: str
+) -> None:
+    """The logits are those of a plain model whose linear layers round their input, or do not."""
     folder = artifacts["FP8_DYNAMIC"]
-    engine = open_engine(open_artifact(folder))
-    assert engine.info.activations == "float8_e4m3, one scale a token"
+    engine = open_engine(open_artifact(folder), activation_bits=bits)
+    assert word in engine.info.activations
     plain = _dequantized(folder)
     ids = torch.tensor(prompts(4, longest=1))
     with torch.inference_mode():
@@ -161,7 +165,9 @@ def test_fp8_runs_with_activations_in_eight_bits(artifacts: dict[str, Path]) -> 
         w8a8 = plain(ids).logits
     noise = (w8a8 - w8a16).abs().max()
     assert noise > 1e-3
-    assert (got - w8a8).abs().max() < 0.05 * noise
+    asked, other = (w8a8, w8a16) if bits == 8 else (w8a16, w8a8)
+    assert (got - asked).abs().max() < 0.05 * noise
+    assert (got - other).abs().max() > 0.5 * noise
     engine.close()
 
 
@@ -183,7 +189,7 @@ def _dequantized(folder: Path) -> Any:
     return model
 
 
-def test_fp8_with_activations_left_alone_is_refused(
+def test_fp8_with_activations_left_alone_is_refused_unless_asked_for(
     artifacts: dict[str, Path], tmp_path: Path
 ) -> None:
     folder = Path(shutil.copytree(artifacts["FP8_DYNAMIC"], tmp_path / "w8a16"))
@@ -191,5 +197,8 @@ def test_fp8_with_activations_left_alone_is_refused(
     for group in config["quantization_config"]["config_groups"].values():
         group["input_activations"] = None
     (folder / "config.json").write_text(json.dumps(config))
+    engine = open_engine(open_artifact(folder), activation_bits=16)
+    assert "W8A16" in engine.info.activations
+    engine.close()
     with pytest.raises(UnsupportedError, match="not computed with activations rounded to FP8"):
         TransformersEngine(folder)

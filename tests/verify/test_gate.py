@@ -27,6 +27,8 @@ def test_fewer_bits_may_lose_more_and_never_less(looser: str) -> None:
     assert asked.same_calls < stricter.same_calls
     for check in Drops.model_fields:
         assert getattr(asked.drops, check) >= getattr(stricter.drops, check)
+    assert asked.kl > stricter.kl
+    assert asked.same_trigger < stricter.same_trigger
     assert asked.drops.tool_calls > stricter.drops.tool_calls
 
 
@@ -47,6 +49,19 @@ def test_the_gate_among_the_prompts_of_the_reference_wins_over_the_defaults() ->
     assert read_gate(DEFAULTS, NANO) == read_gate(None)
 
 
+@pytest.mark.parametrize(
+    "name", ["BF16", "Q8_0", "Q6_K", "FP8_DYNAMIC", "Q5_K_M", "Q4_K_M", "Q2_K"]
+)
+def test_hermes_nano_has_the_default_limits_on_log_probabilities(name: str) -> None:
+    ours, default = read_gate(None, NANO).of(name), read_gate(None).of(name)
+    assert (ours.kl, ours.same_trigger) == (default.kl, default.same_trigger)
+
+
+def test_a_cast_is_held_to_a_tenth_of_what_eight_bits_may_differ() -> None:
+    gate = read_gate(None)
+    assert [gate.of(name).kl for name in ("BF16", "Q8_0", "Q6_K")] == [0.001, 0.01, 0.02]
+
+
 def test_a_gate_file_is_for_the_report_not_for_the_model() -> None:
     from convert.checkpoint import Checkpoint
 
@@ -62,8 +77,10 @@ def test_a_gate_file_is_for_the_report_not_for_the_model() -> None:
         (lambda c: c["classes"][0].update(same_calls=1.5), "less than 1"),
         (lambda c: c["classes"][0]["drops"].update(tool_calls=0), "greater than 0"),
         (lambda c: c["classes"].pop(), "the last class must be for every other type"),
-        (lambda c: c["classes"][1]["types"].append("Q8_0"), "Q8_0 is in two classes"),
+        (lambda c: c["classes"][0]["types"].append("Q8_0"), "Q8_0 is in two classes"),
         (lambda c: c.update(classes=[]), "at least 1"),
+        (lambda c: c["classes"][0].update(kl=float("inf")), "finite number"),
+        (lambda c: c["classes"][0].update(kl=0), "greater than 0"),
     ],
 )
 def test_a_file_that_is_no_gate_is_named_by_its_line(

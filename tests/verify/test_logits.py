@@ -19,15 +19,15 @@ from tests.verify.damage import Edit, rewrite_gguf
 from verify.artifact import Artifact, open_artifact
 from verify.check import Outcome, State
 from verify.engines.log_probabilities import Scored
+from verify.engines.opening import open_engine
 from verify.evidence import Evidence, Reference, TeacherForced, make_prompts
 from verify.gate import read_gate
 from verify.logits import check_log_probabilities
 from verify.reference_run import run_reference
-from verify.resampling import mean_by_prompt
 from verify.spans import Span, label_characters, label_tokens
+from verify.statistics import mean_by_prompt
 from verify.suite import read_suite
 from verify.teacher_forcing import score_artifact, watched_ids
-from verify.verify import open_engine
 
 NANO = Path(__file__).parents[2] / "examples/hermes-nano"
 PROMPTS = 64
@@ -60,7 +60,7 @@ def made(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
 
 
 def check(reference: Reference, path: Path, type_name: str | None = None) -> dict[str, Outcome]:
-    """Every check by name; `type_name` holds the artifact to the limits of another type."""
+    """Every check by name; `type_name` holds the artifact to the gate of another type."""
     artifact = open_artifact(path)
     engine = open_engine(artifact)
     forced = score_artifact(engine, reference)

@@ -14,7 +14,8 @@ from convert.errors import ServerError, UnsupportedError
 from tests.verify.loopback import Answer, Loopback, loopback
 from verify.engines import ChatEngine, ServedReply
 from verify.engines.openai_client import ServedModel
-from verify.engines.openai_server import OpenAIEngine, wire_messages
+from verify.engines.openai_server import OpenAIEngine
+from verify.engines.openai_wire import wire_messages
 
 STOP = frozenset({260})
 Open = Callable[..., OpenAIEngine]

@@ -22,11 +22,12 @@ from tests.verify.test_verify import write_suite
 from verify.artifact import Artifact, Kind
 from verify.engines import LOG_PROBABILITIES, Engine
 from verify.engines.log_probabilities import Passage, Reduction, Scored
+from verify.engines.opening import open_engine
 from verify.engines.scripted import INFO, ScriptedEngine
 from verify.evidence import Reference, make_prompts
 from verify.reference_cache import ReferenceCache, default_folder
 from verify.reference_run import run_reference
-from verify.verify import open_engine, verify
+from verify.verify import verify
 
 
 class Counting(ScriptedEngine):

@@ -18,9 +18,11 @@ from tests.verify.test_verify import right, scripted, write_gate, write_suite
 from verify.artifact import Artifact, Kind, open_artifact
 from verify.check import State
 from verify.engines import Engine
+from verify.engines.opening import open_engine
+from verify.one_artifact import CHECKS_OF_FILES
 from verify.report.contents import ArtifactReport
 from verify.report.terminal import print_report
-from verify.verify import CHECKS_OF_FILES, open_engine, verify
+from verify.verify import verify
 
 MODEL = "/models/hermes-FP8"
 Respond = Callable[[str, Any], Answer]

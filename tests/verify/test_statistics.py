@@ -14,7 +14,7 @@ from verify.statistics import (
     Flips,
     Rate,
     count_flips,
-    mean_interval,
+    mean_by_prompt,
     smallest_detectable_drop,
 )
 
@@ -127,9 +127,31 @@ def test_a_suite_without_prompts_shows_nothing() -> None:
 
 
 def test_the_bootstrap_is_over_prompts_and_repeats_itself() -> None:
-    values = [1.0] * 80 + [0.0] * 20
-    low, high = mean_interval(values) or (0.0, 0.0)
-    assert mean_interval(values) == (low, high)
-    assert (low, high) == pytest.approx(Rate(80, 100).interval, abs=0.02)
-    assert mean_interval([0.5] * 9) == (0.5, 0.5)
-    assert mean_interval([0.5]) is None
+    values = [np.array([1.0])] * 80 + [np.array([0.0])] * 20
+    mean = mean_by_prompt(values)
+    assert mean == mean_by_prompt(values)
+    assert (mean.value, mean.values, mean.prompts) == (0.8, 100, 100)
+    assert (mean.low, mean.high) == pytest.approx(Rate(80, 100).interval, abs=0.02)
+    same = mean_by_prompt([np.array([0.5])] * 9)
+    assert (same.low, same.high) == (0.5, 0.5)
+
+
+def test_tokens_of_one_prompt_are_not_independent() -> None:
+    """Ten prompts of a hundred equal tokens tell as much as ten tokens do."""
+    rng = np.random.default_rng(2)
+    of_prompts = rng.normal(size=10)
+    long = mean_by_prompt([np.full(100, value) for value in of_prompts])
+    short = mean_by_prompt([np.array([value]) for value in of_prompts])
+    assert (long.low, long.high) == pytest.approx((short.low, short.high))
+    assert long.values == 1000
+
+
+@pytest.mark.parametrize("prompts", [0, 1])
+def test_without_two_prompts_a_mean_decides_nothing(prompts: int) -> None:
+    mean = mean_by_prompt([np.array([0.5])] * prompts)
+    assert mean.decide(1.0) is UNSURE
+    assert mean.numbers("x")["x_low"] is None
+
+
+def test_a_mean_that_is_no_number_fails() -> None:
+    assert mean_by_prompt([np.array([np.nan]), np.array([0.0])]).decide(1.0) is FAIL

@@ -52,7 +52,8 @@ def write_gate(folder: Path, drop: float = 0.1) -> Path:
     """A gate for every type with one margin, which a few dozen prompts can show."""
     names = ("tool_calls", "lost_calls", "spurious_calls", "malformed_calls", "json_mode")
     drops = dict.fromkeys((*names, "wrong_refusals", "missing_refusals"), drop)
-    asked = {"name": "all", "types": ["*"], "same_calls": 0.9, "drops": drops}
+    asked = {"name": "all", "types": ["*"], "same_calls": 0.9, "kl": 0.01}
+    asked |= {"same_trigger": 0.9, "drops": drops}
     path = folder / "gate.yaml"
     path.write_text(json.dumps({"classes": [asked]}))
     return path

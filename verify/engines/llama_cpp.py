@@ -1,6 +1,6 @@
 """llama.cpp in this process: how a GGUF answers where it will be used.
 
-In: a GGUF file. Out: an `Engine`, and `LlamaVocabulary`, which only tokenizes (no weight is read).
+In: a GGUF file. Out: an `Engine`.
 
 The C API is used directly, through llama-cpp-python's bindings: token ids go in, the row of logits
 after the last one comes out, its largest entry is the next token. The package's own `Llama` class
@@ -10,19 +10,12 @@ would tokenize, sample, cache prefixes and apply templates, and those are things
 weights once for all of them. A context is made for one `generate` call, as long as its longest
 prompt and reply need, and the caches are cleared between groups. Matrix products are the ones of
 the machine's own build (ggml-cpu): quantized weights times activations rounded to 8 bits, as a user
-of the file gets them. Weights are used in the file's own layout and not repacked for one processor:
-repacking changes the last bits, and the AMX tiles it chooses end in a fault on some virtual
-machines. The KV cache is float16 unless asked otherwise, llama.cpp's own default.
-
-llama.cpp writes its log from C, for the whole process: opening an engine or a vocabulary here
-silences it and keeps the last errors, which is what a failed load is explained with.
+of the file gets them. The KV cache is float16 unless asked otherwise, llama.cpp's own default.
 """
 
 from __future__ import annotations
 
-import ctypes
 import os
-from collections import deque
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any
@@ -32,20 +25,12 @@ import numpy as np
 
 from convert.errors import CheckpointError, UnsupportedError
 from verify.engines import LOG_PROBABILITIES, EngineInfo, Ids, OnProgress, by_length
+from verify.engines.llama_model import last_errors, load_model
 from verify.engines.log_probabilities import ROWS_AT_ONCE, Passage, Reduction, Scored
 
 KV_TYPES = {"float32": 0, "float16": 1, "q8_0": 8, "q4_0": 2}
 """Names of KV cache types, and their numbers in ggml's enumeration."""
 _PREFILL_TOKENS = 512
-_LOG_LEVEL_ERROR = 3
-
-_errors: deque[str] = deque(maxlen=4)
-
-
-@llama_cpp.llama_log_callback  # type: ignore[untyped-decorator]
-def _keep_errors(level: int, text: bytes, _data: ctypes.c_void_p) -> None:
-    if level == _LOG_LEVEL_ERROR:
-        _errors.append(text.decode("utf-8", "replace").strip())
 
 
 class LlamaCppEngine:
@@ -56,7 +41,7 @@ class LlamaCppEngine:
     ) -> None:
         if kv_type not in KV_TYPES:
             raise UnsupportedError(f"KV cache type {kv_type!r}; known are {', '.join(KV_TYPES)}")
-        self._model = _load(path, vocab_only=False)
+        self._model = load_model(path, vocab_only=False)
         vocab = llama_cpp.llama_model_get_vocab(self._model)
         self._vocab_size = llama_cpp.llama_vocab_n_tokens(vocab)
         self.info = EngineInfo(
@@ -180,7 +165,7 @@ class _Context:
         params.no_perf = True
         self._context = llama_cpp.llama_init_from_model(model, params)
         if not self._context:
-            raise CheckpointError(f"llama.cpp cannot make a context: {_last_errors()}")
+            raise CheckpointError(f"llama.cpp cannot make a context: {last_errors()}")
         vocab = llama_cpp.llama_model_get_vocab(model)
         self._vocab_size = llama_cpp.llama_vocab_n_tokens(vocab)
         self._batch = llama_cpp.llama_batch_init(params.n_batch, 0, 1)
@@ -234,7 +219,7 @@ class _Context:
             batch.logits[index] = output
         code = llama_cpp.llama_decode(self._context, batch)
         if code:
-            raise RuntimeError(f"llama_decode returned {code}: {_last_errors()}")
+            raise RuntimeError(f"llama_decode returned {code}: {last_errors()}")
 
     def _argmax(self, index: int) -> int:
         """The largest logit of the batch's token `index`, the lowest id among equals."""
@@ -245,49 +230,3 @@ class _Context:
         """Free the caches."""
         llama_cpp.llama_batch_free(self._batch)
         llama_cpp.llama_free(self._context)
-
-
-class LlamaVocabulary:
-    """A GGUF's tokenizer as llama.cpp runs it."""
-
-    def __init__(self, path: Path) -> None:
-        self._model = _load(path, vocab_only=True)
-        self._vocab = llama_cpp.llama_model_get_vocab(self._model)
-        self.size: int = llama_cpp.llama_vocab_n_tokens(self._vocab)
-        self.bos_id: int = llama_cpp.llama_vocab_bos(self._vocab)
-        self.eos_id: int = llama_cpp.llama_vocab_eos(self._vocab)
-
-    def encode(self, text: str, *, add_special: bool = False) -> list[int]:
-        """Ids of `text`, special tokens in it recognised; BOS only with `add_special`."""
-        data = text.encode("utf-8")
-        room = len(data) + 8
-        ids = (llama_cpp.llama_token * room)()
-        count = llama_cpp.llama_tokenize(self._vocab, data, len(data), ids, room, add_special, True)
-        if count < 0:
-            raise RuntimeError(f"llama_tokenize needs {-count} places for {len(data)} bytes")
-        return list(ids[:count])
-
-    def close(self) -> None:
-        """Free the vocabulary."""
-        if self._model is not None:
-            llama_cpp.llama_model_free(self._model)
-            self._model = None
-
-
-def _load(path: Path, *, vocab_only: bool) -> Any:
-    llama_cpp.llama_log_set(_keep_errors, ctypes.c_void_p(0))
-    llama_cpp.llama_backend_init()
-    _errors.clear()
-    params = llama_cpp.llama_model_default_params()
-    params.n_gpu_layers = 0
-    params.vocab_only = vocab_only
-    params.check_tensors = not vocab_only
-    params.use_extra_bufts = False
-    model = llama_cpp.llama_model_load_from_file(os.fsencode(path), params)
-    if not model:
-        raise CheckpointError(f"{path}: llama.cpp cannot load it: {_last_errors()}")
-    return model
-
-
-def _last_errors() -> str:
-    return "; ".join(_errors) or "no reason given"

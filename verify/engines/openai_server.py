@@ -5,8 +5,8 @@ conversation and its tools and takes the tool calls *its own* parser found in th
 application sees, template, weights, sampler and parser together.
 
 Ids go in through `/completions`, which takes a list of numbers for a prompt. How they come back is
-each server's own extension (`_named_ids`). One that has none cannot be compared token for token and
-is refused; re-encoding its text would make a tokenizer's difference look like a weight's.
+each server's own extension (`openai_wire.py`). One that has none cannot be compared token for token
+and is refused; re-encoding its text would make a tokenizer's difference look like a weight's.
 
 The fact to know: "temperature 0" is not enough to be greedy. vLLM fills in what a request leaves
 out from the model's generation_config.json, so a repetition penalty written there changes the
@@ -19,18 +19,17 @@ last bit of its logits. What it computes in, it does not say.
 
 from __future__ import annotations
 
-import json
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor, as_completed
-from typing import Any, TypeVar
+from typing import TypeVar
 
 from convert.conversation import Conversation, ToolCall
 from convert.errors import ServerError, UnsupportedError
 from verify.engines import LOG_PROBABILITIES, EngineInfo, Ids, OnProgress, ServedReply
 from verify.engines.log_probabilities import Passage, Scored
 from verify.engines.openai_client import Client, JsonObject, ServedModel
+from verify.engines.openai_wire import count_of, named_ids, read_call, wire_messages, wire_tool
 from verify.engines.prompt_logprobs import SERVED_TOP, read_prompt_logprobs
-from verify.tool_call_repair import loads_strict
 
 TIMEOUT_S = 600.0
 GREEDY: JsonObject = {
@@ -172,7 +171,7 @@ class OpenAIEngine:
 
     def _reply_ids(self, answer: JsonObject) -> list[int]:
         """The ids of a completion, all of them."""
-        ids = _named_ids(self._choice(answer), answer)
+        ids = named_ids(self._choice(answer), answer)
         if ids is None:
             raise UnsupportedError(
                 f"{self._served.url}: gives no token ids, without which replies cannot be"
@@ -180,7 +179,7 @@ class OpenAIEngine:
             )
         if not (isinstance(ids, list) and all(type(token) is int for token in ids)):
             raise ServerError(f"{self._served.url}: token ids that are no numbers: {ids!r:.80}")
-        counted = _count(answer, "completion_tokens")
+        counted = count_of(answer, "completion_tokens")
         if counted not in (None, len(ids)):
             raise UnsupportedError(
                 f"{self._served.url}: counts {counted} tokens in a reply and names {len(ids)}"
@@ -196,11 +195,11 @@ class OpenAIEngine:
         malformed: list[str] = []
         for call in message.get("tool_calls") or ():
             try:
-                calls.append(_read_call(call))
+                calls.append(read_call(call))
             except (ValueError, KeyError, TypeError, RecursionError) as error:
                 malformed.append(f"a tool call that cannot be read: {error}: {call!r:.200}")
         text = message.get("content") or ""
-        prompt_tokens = _count(answer, "prompt_tokens")
+        prompt_tokens = count_of(answer, "prompt_tokens")
         return ServedReply(tuple(calls), tuple(malformed), str(text), prompt_tokens)
 
     def _choice(self, answer: JsonObject) -> JsonObject:
@@ -212,71 +211,3 @@ class OpenAIEngine:
     def close(self) -> None:
         """End the connections; the server goes on."""
         self._client.close()
-
-
-def _named_ids(choice: JsonObject, answer: JsonObject) -> Any:
-    """The ids of a reply, or None: vLLM's `token_ids`, llama-server's `tokens`, ids of logprobs.
-
-    llama-server leaves a token out of its log-probabilities if its bytes end inside a character.
-    """
-    verbose, logprobs = answer.get("__verbose"), choice.get("logprobs")
-    if choice.get("token_ids") is not None:
-        return choice["token_ids"]
-    if isinstance(verbose, dict) and verbose.get("tokens"):
-        return verbose["tokens"]
-    content = logprobs.get("content") if isinstance(logprobs, dict) else None
-    if content and all(isinstance(token, dict) and "id" in token for token in content):
-        return [token["id"] for token in content]
-    return None
-
-
-def _count(answer: JsonObject, key: str) -> int | None:
-    usage = answer.get("usage")
-    found = usage.get(key) if isinstance(usage, dict) else None
-    return found if isinstance(found, int) else None
-
-
-def _read_call(call: Any) -> ToolCall:
-    """A call in OpenAI's form, its arguments JSON text."""
-    function = call["function"]
-    name, arguments = function["name"], loads_strict(function["arguments"])
-    if not (isinstance(name, str) and isinstance(arguments, dict)):
-        raise TypeError("a name and an object of arguments were expected")
-    return ToolCall(name, arguments)
-
-
-def wire_tool(tool: JsonObject) -> JsonObject:
-    """A tool as the interface has it: inside `{"type": "function"}`."""
-    return tool if "function" in tool else {"type": "function", "function": tool}
-
-
-def wire_messages(conversation: Conversation) -> Iterator[JsonObject]:
-    """Messages as the interface has them: calls with an id, arguments as text, results by id.
-
-    Servers refuse a call without an id, which our conversations may leave out; one that is missing
-    is made up, and results take the ids of the calls before them in order.
-    """
-    waiting: list[str] = []
-    for place, message in enumerate(conversation.messages):
-        sent = dict(message)
-        if message.get("tool_calls"):
-            sent["tool_calls"] = [
-                _wire_call(call, f"call_{place}_{number}")
-                for number, call in enumerate(message["tool_calls"])
-            ]
-            waiting = [call["id"] for call in sent["tool_calls"]]
-        elif message["role"] == "tool":
-            following = waiting.pop(0) if waiting else f"call_{place}_0"
-            sent.setdefault("tool_call_id", following)
-        yield sent
-
-
-def _wire_call(call: JsonObject, made_up_id: str) -> JsonObject:
-    function = call.get("function", call)
-    arguments = function.get("arguments", {})
-    text = arguments if isinstance(arguments, str) else json.dumps(arguments, ensure_ascii=False)
-    return {
-        "id": call.get("id", made_up_id),
-        "type": "function",
-        "function": {"name": function["name"], "arguments": text},
-    }

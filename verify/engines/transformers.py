@@ -1,13 +1,14 @@
-"""transformers: the float32 reference, and FP8 folders as a W8A8 server computes them.
+"""transformers: the float32 reference, and FP8 folders as a W8A8 or W8A16 server computes them.
 
 In: a model folder (16- or 32-bit safetensors, or compressed-tensors FP8). Out: an `Engine`.
 
 Whatever the weights are stored in, float32 is what is computed in: it holds 16-bit values exactly,
 so the reference has the weights' own precision and adds none of its own error. An FP8 folder is
-decompressed to what its codes stand for, and compressed-tensors rounds what enters each quantized
-layer to e4m3, one scale a token, as vLLM does on hardware that has FP8 (W8A8). Whether it does so
-has changed between versions of transformers, so it is measured when the engine is opened and an
-FP8 folder whose activations stay unrounded is refused: it would understate the error by half.
+decompressed to what its codes stand for. With 8 bits for activations, compressed-tensors rounds
+what enters each quantized layer to e4m3, one scale a token, as vLLM does on hardware that has FP8
+(W8A8); with 16 nothing is rounded, as vLLM does it on older hardware (W8A16), with about half the
+error. What is done has changed between versions of transformers, so it is measured when the engine
+is opened, and a folder that is computed otherwise is refused.
 
 Decoding is our own greedy loop, because `generate` obeys the folder's generation_config.json
 (temperature, repetition penalty) and keeps finished rows in the batch to its end. Prompts are
@@ -33,18 +34,26 @@ from convert.errors import CheckpointError, UnsupportedError
 from verify.engines import LOG_PROBABILITIES, EngineInfo, Ids, OnProgress, by_length
 from verify.engines.log_probabilities import ROWS_AT_ONCE, Passage, Reduction, Scored
 
+PLAIN = "float32"
+ROUNDED, UNROUNDED = "float8_e4m3, one scale a token (W8A8)", "float32, not rounded (W8A16)"
+
 
 class TransformersEngine:
     """A folder's model in float32 on `device`."""
 
-    def __init__(self, folder: Path, *, device: str = "cpu", batch: int = 16) -> None:
+    def __init__(
+        self, folder: Path, *, device: str = "cpu", batch: int = 16, activation_bits: int = 8
+    ) -> None:
         self._model = _load(folder, device)
         quantized = _quantized_layers(self._model)
+        rounded = activation_bits == 8
+        for layer in quantized.values():
+            setattr(layer, "quantization_enabled", rounded)  # noqa: B010  compressed-tensors' switch
         self.info = EngineInfo(
             name="transformers",
             version=transformers.__version__,
             dtype="float32",
-            activations=_measure_activations(folder, quantized) if quantized else "float32",
+            activations=_measure_activations(folder, quantized, rounded) if quantized else PLAIN,
             kv_type="float32",
             batch=batch,
             device=device,
@@ -181,7 +190,9 @@ def _quantized_layers(model: Any) -> dict[str, torch.nn.Module]:
 
 
 @torch.inference_mode()
-def _measure_activations(folder: Path, layers: dict[str, torch.nn.Module]) -> str:
+def _measure_activations(
+    folder: Path, layers: dict[str, torch.nn.Module], wanted_rounded: bool
+) -> str:
     """What enters the quantized layers, found by asking each for a product only one answer fits."""
     for name, layer in layers.items():
         weight: Any = layer.weight
@@ -190,13 +201,16 @@ def _measure_activations(folder: Path, layers: dict[str, torch.nn.Module]) -> st
         got = layer(x)
         rounded = torch.nn.functional.linear(round_per_token(x), weight)
         plain = torch.nn.functional.linear(x, weight)
-        if (got - rounded).abs().max() > 0.1 * (plain - rounded).abs().max():
+        wanted = rounded if wanted_rounded else plain
+        if (got - wanted).abs().max() > 0.1 * (plain - rounded).abs().max():
             raise UnsupportedError(
-                f"{folder}: {name} is not computed with activations rounded to FP8, one scale a "
-                f"token, by transformers {transformers.__version__} and compressed-tensors; a "
-                "comparison would understate the error (only FP8_DYNAMIC is supported here)"
+                f"{folder}: {name} is not computed with activations "
+                f"{'rounded to FP8, one scale a token,' if wanted_rounded else 'left alone'} by "
+                f"transformers {transformers.__version__} and compressed-tensors; a comparison "
+                "would misstate the error (only FP8_DYNAMIC is computed with 8-bit activations "
+                "here; --activations 16 leaves them alone)"
             )
-    return "float8_e4m3, one scale a token"
+    return ROUNDED if wanted_rounded else UNROUNDED
 
 
 def round_per_token(x: torch.Tensor) -> torch.Tensor:
