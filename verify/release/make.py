@@ -76,7 +76,7 @@ def make_artifacts(
             fit_bytes=parse_size(by_size.fit_bytes) if by_size and by_size.fit_bytes else None,
             bits_per_weight=by_size.bits_per_weight if by_size else None,
             imatrix=read.path(options.imatrix),
-            overrides=_overrides(options),
+            overrides=overrides_of(options),
             max_file_bytes=parse_size(options.split_max_size) if options.split_max_size else None,
             numerics=options.numerics,
             name=read.recipe.name,
@@ -118,7 +118,8 @@ def _target(read: ReadRecipe, artifact: ArtifactSpec) -> str:
     return str(read.folder / artifact.to) if artifact.to.endswith(SUFFIXES) else artifact.to
 
 
-def _overrides(options: Options) -> Overrides:
+def overrides_of(options: Options) -> Overrides:
+    """The overrides by tensor, as `quantize` takes them."""
     return Overrides(
         patterns=tuple(parse_pattern(text) for text in options.tensor_types),
         output_type=parse_type(options.output_type) if options.output_type else None,

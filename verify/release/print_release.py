@@ -11,6 +11,7 @@ from convert.terminal import console, plain_table, print_json, printable, readab
 from verify.check import State
 from verify.release.build import Build
 from verify.release.check import Checked
+from verify.release.predict import Prediction
 from verify.release.publish import Upload
 from verify.report.terminal import WORDS
 
@@ -107,3 +108,29 @@ def print_uploads(uploads: Sequence[Upload], *, as_json: bool) -> None:
             printable(upload.answer),
         )
     stdout.print(table)
+
+
+def print_prediction(found: Prediction, *, as_json: bool) -> None:
+    """One row an output, then what the build would need."""
+    if as_json:
+        print_json({"schema_version": 1, **asdict(found)})
+        return
+    stdout = console()
+    table = plain_table("output", "bytes", "size", "bits/weight", right=("bytes", "size"))
+    for output in found.outputs:
+        about = "" if output.size_is_exact else "about "
+        size = f"{about}{output.size_bytes:,}"
+        bits = f"{output.bits_per_weight:.2f}"
+        table.add_row(output.name, size, readable_size(output.size_bytes), bits)
+    stdout.print(table)
+    stdout.print(
+        f"read {found.read_bytes:,} bytes, write {found.write_bytes:,}; disk"
+        f" {readable_size(found.disk_bytes)}; memory {readable_size(found.make_memory_bytes)} to"
+        f" make, {readable_size(found.verify_memory_bytes)} to verify (the reference in float32);"
+        f" {found.seconds:,.0f} s of work on weights with {found.threads} threads, disk not counted"
+    )
+    for duty in found.duties.duties:
+        state = "" if duty.met else "NOT MET: "
+        stdout.print(printable(f"licence {found.duties.id}: {duty.duty}: {state}{duty.how}"))
+    for remark in found.remarks:
+        warn(remark)

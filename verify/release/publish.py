@@ -23,7 +23,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from convert.errors import InputError, OutputError, UnsupportedError
+from convert.errors import InputError, OutputError
 from verify.release.check import check_release, require_whole
 from verify.release.manifest import MANIFEST_NAME, NOT_LISTED, read_manifest
 from verify.release.recipe import Publish, read_recipe
@@ -165,12 +165,8 @@ def _forget_manifest(system: Any, remote: str, local: Path) -> None:
 
 def _file_system(url: str) -> tuple[Any, str]:
     """The file system of a URL or a folder, and the path within it."""
-    try:
-        from fsspec.core import url_to_fs
-    except ImportError as error:
-        raise UnsupportedError(
-            "fsspec is not installed; it comes with hermes-quant[release]"
-        ) from error
+    from fsspec.core import url_to_fs
+
     where = url if _URL.match(url) else os.path.abspath(url)
     try:
         system, root = url_to_fs(where, use_listings_cache=False)

@@ -11,8 +11,9 @@ Subfolders that have a signature of their own are left out of it, and named in i
 
 from __future__ import annotations
 
+import importlib
 import os
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -87,7 +88,7 @@ def public_key_text(path: Path) -> bytes:
 
 def sign(folder: Path, key: Path | None, unsigned: Sequence[str] = ()) -> None:
     """Write the signature of `folder`; without a `key`, by the ambient identity of a CI job."""
-    signing, hashing = _model_signing("signing"), _model_signing("hashing")
+    signing, hashing = _module("model_signing.signing"), _module("model_signing.hashing")
     ignored = [SIGNATURE_NAME, *unsigned]
     config = signing.Config().set_hashing_config(
         hashing.Config().set_ignored_paths(paths=ignored, ignore_git_paths=False)
@@ -108,7 +109,7 @@ def sign(folder: Path, key: Path | None, unsigned: Sequence[str] = ()) -> None:
 
 def check_signature(folder: Path, by: Identity, unsigned: Sequence[str] = ()) -> None:
     """Raise BadSignature unless `folder` is what was signed, by whom it must be."""
-    verifying, hashing = _model_signing("verifying"), _model_signing("hashing")
+    verifying, hashing = _module("model_signing.verifying"), _module("model_signing.hashing")
     path = folder / SIGNATURE_NAME
     if not path.is_file():
         raise BadSignature(f"{SIGNATURE_NAME}: missing")
@@ -137,27 +138,14 @@ def _public_bytes(key: Any) -> bytes:
 
 
 def _cryptography() -> tuple[Any, Any]:
-    def load() -> tuple[Any, Any]:
-        from cryptography.hazmat.primitives import serialization
-        from cryptography.hazmat.primitives.asymmetric import ec
-
-        return serialization, ec
-
-    return _installed(load)
+    """The modules `serialization` and `ec` of cryptography, which model-signing needs too."""
+    place = "cryptography.hazmat.primitives"
+    return _module(f"{place}.serialization"), _module(f"{place}.asymmetric.ec")
 
 
-def _model_signing(module: str) -> Any:
-    def load() -> Any:
-        import importlib
-
-        return importlib.import_module(f"model_signing.{module}")
-
-    return _installed(load)
-
-
-def _installed(load: Callable[[], Any]) -> Any:
+def _module(name: str) -> Any:
     try:
-        return load()
+        return importlib.import_module(name)
     except ImportError as error:
         raise UnsupportedError(
             f"{error.name} is not installed; a release needs it: pip install"
