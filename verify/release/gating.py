@@ -31,6 +31,8 @@ from verify.verify import OpenEngine, verify
 from verify.verify import open_engine as engine_of_artifact
 
 _CACHE_TYPES = {"f16": "float16"}
+_NO_MATTER = ("kernels", "model-signing")
+"""Tools that change no answer: the bytes that kernels made are in the question themselves."""
 OnNamedProgress = Callable[[str, int, int], None]
 
 
@@ -97,7 +99,7 @@ def gate_artifact(
         "source": {name: entry["sha256"] for name, entry in source_files.items()},
         "asked": dict(asked),
         "imatrix": read_importance(imatrix).sha256 if imatrix else None,
-        "tools": {name: entry.get("version") for name, entry in tools().items()},
+        "tools": {n: entry.get("version") for n, entry in tools().items() if n not in _NO_MATTER},
     }
     digest = fingerprint(question)
     kept = work.read_check(made.artifact.name, digest)

@@ -96,8 +96,9 @@ def duties_of(
     given = dict(texts)
     found: list[Duty] = []
     for path in extra:
-        given[path.name] = path
-        if not path.is_file():
+        if path.is_file():
+            given[path.name] = path
+        else:
             found.append(Duty(f"text {path.name}", False, "the file that the recipe names is gone"))
     asked = LLAMA.get(licence)
     notice = asked.notice if asked else ""
