@@ -2,20 +2,22 @@
 
 PYTHON ?= python3
 BIN := .venv/bin
-TARGETS := FP8_DYNAMIC Q8_0 Q6_K Q5_K_M Q4_K_M BF16
 NANO := examples/hermes-nano
 DEMO := demo
-DEMO_LIMIT ?= 240
+DEMO_KEY := build/demo-key.pem
 
 .PHONY: demo test vllm lint check conformance bench format clean
 
-demo: .venv/.verify
-	$(BIN)/hermes-quant quantize $(NANO) --out $(DEMO) $(foreach target,$(TARGETS),--to $(target))
-	$(BIN)/hermes-quant verify $(NANO) \
-	  $(foreach target,$(filter-out FP8_DYNAMIC,$(TARGETS)),$(DEMO)/hermes-nano-$(target).gguf) \
-	  $(DEMO)/hermes-nano-FP8_DYNAMIC --limit $(DEMO_LIMIT) --out $(DEMO)/report
+# Nothing is fetched: HF_HUB_OFFLINE makes any attempt an error.
+demo: export HF_HUB_OFFLINE := 1
+demo: .venv/.release $(DEMO_KEY)
+	$(BIN)/hermes-quant release build $(NANO)/release.yaml --out $(DEMO) --key $(DEMO_KEY)
+	$(BIN)/hermes-quant release check $(DEMO) --key $(DEMO_KEY).pub
 	@echo
-	@echo "The artifacts are in ./$(DEMO), each with its provenance in hermes-quant.json; ./$(DEMO)/report/report.html is the whole report."
+	@echo "./$(DEMO) is a signed release: a folder for each repository, with its card in README.md; ./$(DEMO)/report.html is the whole report."
+
+$(DEMO_KEY): | .venv/.release
+	$(BIN)/hermes-quant release key $@
 
 test: .venv/.test
 	$(BIN)/python -m pytest -n 2
@@ -69,4 +71,4 @@ clean:
 	.venv-vllm/bin/python -m pip uninstall --quiet --yes torchvision torchaudio torchcodec
 	touch $@
 
-.PRECIOUS: .venv/.python .venv/.verify .venv/.test
+.PRECIOUS: .venv/.python .venv/.release .venv/.test $(DEMO_KEY)

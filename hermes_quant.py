@@ -48,6 +48,11 @@ app = typer.Typer(
     context_settings={"help_option_names": ["-h", "--help"]},
 )
 
+release = typer.Typer(
+    name="release", help="Build, check and publish verified releases.", no_args_is_help=True
+)
+app.add_typer(release)
+
 ModelArgument = Annotated[
     str, typer.Argument(metavar="MODEL", help="Checkpoint folder, or owner/name@revision.")
 ]
@@ -463,6 +468,146 @@ def diff(
         else:
             print_diff(report, console())
         raise typer.Exit(report.exit_code)
+
+
+@release.command("build")
+def release_build(
+    recipe: Annotated[Path, typer.Argument(metavar="RECIPE.yaml", help="See docs/release.md.")],
+    out: OutOption,
+    only: Annotated[
+        list[str] | None, typer.Option(metavar="NAME", help="Only this artifact; repeatable.")
+    ] = None,
+    source: Annotated[
+        str | None, typer.Option(help="Folder or hub id in place of the recipe's source.")
+    ] = None,
+    key: Annotated[Path | None, typer.Option(help="Private key to sign with (PEM).")] = None,
+    cache: Annotated[
+        Path | None, typer.Option(help="Keep the reference's answers here, as verify does.")
+    ] = None,
+    dry_run: DryRunOption = False,
+    memory: MemoryOption = "1GiB",
+    threads: ThreadsOption = None,
+    as_json: JsonOption = False,
+) -> None:
+    """Make, verify and sign every artifact of a recipe; release what passed its gate."""
+    with _errors():
+        from convert.progress import bytes_bar, steps_bar
+        from convert.size import parse_size
+        from verify.release import print_release
+        from verify.release.build import Pace
+        from verify.release.build import build as verb
+
+        if dry_run:
+            from verify.release.predict import predict
+
+            found = predict(recipe, source=source, only=only or (), threads=threads)
+            print_release.print_prediction(found, as_json=as_json)
+            return
+        with bytes_bar(quiet=as_json) as on_bytes, steps_bar(quiet=as_json) as on_prompts:
+            built = verb(
+                recipe,
+                out,
+                source=source,
+                only=only or (),
+                key=key,
+                cache=cache,
+                pace=Pace(threads, parse_size(memory), on_bytes, on_prompts),
+            )
+        print_release.print_build(built, out, as_json=as_json)
+        raise typer.Exit(built.exit_code)
+
+
+@release.command("check")
+def release_check(
+    folder: Annotated[
+        Path, typer.Argument(metavar="DIR", help="A release, or one repository of it.")
+    ],
+    key: Annotated[
+        Path | None, typer.Option(help="Public key that must have signed it (PEM).")
+    ] = None,
+    identity: Annotated[
+        str | None, typer.Option(help="Identity that must have signed it without a key.")
+    ] = None,
+    issuer: Annotated[str | None, typer.Option(help="OpenID issuer of that identity.")] = None,
+    as_json: JsonOption = False,
+) -> None:
+    """Check every byte, the signature and the papers of a release."""
+    with _errors():
+        from convert.errors import InputError
+        from convert.progress import steps_bar
+        from verify.release.check import check_release as verb
+        from verify.release.print_release import print_checked
+        from verify.release.signing import Identity
+
+        if (identity is None) != (issuer is None) or (key and identity):
+            raise InputError("give --key FILE, or both --identity and --issuer")
+        by = Identity(key, identity, issuer) if key or identity else None
+        with steps_bar(quiet=as_json) as on_file:
+            checked = verb(folder, by, on_file)
+        print_checked(checked, as_json=as_json)
+        raise typer.Exit(checked.exit_code)
+
+
+@release.command("publish")
+def release_publish(
+    folder: Annotated[Path, typer.Argument(metavar="DIR", help="A release that was built.")],
+    to: Annotated[
+        str | None, typer.Option(metavar="PLACE", help="hub, a folder, or a URL of fsspec.")
+    ] = None,
+    owner: Annotated[str | None, typer.Option(help="Whose repositories on the hub.")] = None,
+    recipe: Annotated[
+        Path | None, typer.Option(help="Take from its publish section what is not given.")
+    ] = None,
+    private: Annotated[
+        bool | None, typer.Option("--private/--public", help="New repositories; default: private.")
+    ] = None,
+    create_pr: Annotated[
+        bool, typer.Option("--create-pr", help="Open a pull request, commit nothing.")
+    ] = False,
+    key: Annotated[
+        Path | None, typer.Option(help="Public key that must have signed it (PEM).")
+    ] = None,
+    dry_run: Annotated[
+        bool, typer.Option("--dry-run", help="Check it and say what would be sent; send nothing.")
+    ] = False,
+    as_json: JsonOption = False,
+) -> None:
+    """Send a release that passes its check to the hub, a folder or a bucket."""
+    with _errors():
+        from convert.progress import steps_bar
+        from verify.release.print_release import print_uploads
+        from verify.release.publish import publish as verb
+        from verify.release.publish import target_of
+        from verify.release.signing import Identity
+
+        target = target_of(recipe, to, owner, private, create_pr)
+        by = Identity(key) if key else None
+        with steps_bar(quiet=as_json) as on_sent:
+            uploads = verb(folder, target, by=by, dry_run=dry_run, on_sent=on_sent)
+        print_uploads(uploads, as_json=as_json)
+
+
+@release.command("schema")
+def release_schema() -> None:
+    """Print the JSON schema of recipes, for editors."""
+    with _errors():
+        from convert.terminal import print_json
+        from verify.release.recipe import json_schema
+
+        print_json(json_schema())
+
+
+@release.command("key")
+def release_key(
+    file: Annotated[
+        Path, typer.Argument(metavar="FILE", help="Where the private key goes; FILE.pub beside it.")
+    ],
+) -> None:
+    """Make a key to sign releases with."""
+    with _errors():
+        from verify.release.signing import make_key
+
+        typer.echo(f"{file}: private, keep it secret; {make_key(file)}: public, give it away")
 
 
 @contextmanager

@@ -32,6 +32,8 @@ SINGLE_NAME = "model.safetensors"
 PICKLE_SUFFIXES = (".bin", ".pth", ".pt", ".ckpt", ".pkl")
 WEIGHT_SUFFIXES = (".safetensors", ".gguf", ".h5", ".msgpack", *PICKLE_SUFFIXES)
 TEMPLATE_FOLDER = "additional_chat_templates"
+RECIPE_NAME = "release.yaml"
+"""A recipe may lie beside the weights; it says how to release them and is no part of them."""
 
 
 @dataclass(slots=True)
@@ -172,6 +174,7 @@ class Checkpoint:
             if entry.is_file()
             and not entry.name.startswith((".", "hermes-quant"))
             and not entry.name.endswith(SIDECAR_NAME)
+            and entry.name != RECIPE_NAME
             and entry.suffix not in WEIGHT_SUFFIXES
             and not entry.name.endswith(".safetensors.index.json")
             and (python or entry.suffix != ".py")

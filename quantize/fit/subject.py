@@ -72,16 +72,18 @@ def _from_json(path: Path, reference: str, targets: Sequence[str]) -> Subject:
 
 
 def _from_manifest(path: Path, content: dict[str, Any], reference: str) -> Subject:
-    """The artifacts that a manifest lists, by the files that lie beside it."""
+    """The artifacts that a manifest lists, by the files that lie beside and below it."""
     listed = content["artifacts"]
-    names = [a.get("name") if isinstance(a, dict) else None for a in listed or ()]
-    if not names or not isinstance(listed, list) or not all(isinstance(n, str) for n in names):
+    entries = [a if isinstance(a, dict) else {} for a in listed or ()]
+    places = [entry.get("path", entry.get("name")) for entry in entries]
+    if not places or not isinstance(listed, list) or not all(isinstance(p, str) for p in places):
         raise CheckpointError(f"{path}: artifacts is not a list of objects with a name")
     found: list[Subject] = []
-    for name in names:
-        place = path.parent / str(name)
-        if Path(str(name)).name != name or not place.exists():
-            raise CheckpointError(f"{path}: lists {name!r}, which does not lie beside it")
+    for stated in places:
+        place = path.parent / str(stated)
+        inside = not Path(str(stated)).is_absolute() and ".." not in Path(str(stated)).parts
+        if not inside or not place.exists():
+            raise CheckpointError(f"{path}: lists {stated!r}, which does not lie beside it")
         found.append(read_subject(str(place)))
     first = found[0]
     candidates = tuple(candidate for subject in found for candidate in subject.candidates)

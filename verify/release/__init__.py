@@ -1,0 +1,1 @@
+"""Releases: one recipe in, verified and signed repositories out, which anybody can check."""

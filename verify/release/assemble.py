@@ -1,0 +1,282 @@
+"""The last step of a build: repositories put together, sealed, and moved into place.
+
+In: the artifacts that passed and those that did not. Out, in the output folder: one folder for each
+repository with its artifacts, card, licence texts, reports, manifest, SHA256SUMS and signature, so
+that each can be checked by itself wherever it is downloaded to; beside them the same papers for
+the whole release, whose manifest names every file of every repository.
+
+Everything is put together in the work folder and renamed into place when it is complete. Artifacts
+are linked, not copied, where the file system can; each is hashed again on the way and must still be
+what it was when it was made. A release that says the same as the one in place, up to the date, is
+left as it is. What did not pass lies in `quarantine` with the report that says why.
+"""
+
+from __future__ import annotations
+
+import os
+import shutil
+from collections.abc import Mapping, Sequence
+from contextlib import suppress
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any
+
+from convert.errors import InputError, OutputError
+from convert.job import tool_version
+from convert.staging import hash_file
+from quantize.compressed_tensors import TARGETS
+from verify.release import leaks, signing
+from verify.release.card import CARD_NAME, CardFacts, card_text
+from verify.release.gating import Gated, joined
+from verify.release.licence import NOTICE_NAME, notice_text
+from verify.release.manifest import (
+    SCHEMA_VERSION,
+    Placed,
+    artifact_entry,
+    licence_entry,
+    listed_files,
+    read_manifest,
+    recipe_entry,
+    write_manifest,
+)
+from verify.release.recipe import ReadRecipe
+from verify.release.steps import WORK_NAME, Work
+from verify.report.write import write_report
+
+QUARANTINE = "quarantine"
+SIDE_FOLDERS = (WORK_NAME, QUARANTINE)
+"""What may lie in the output folder and is no part of the release."""
+
+
+@dataclass(frozen=True, slots=True)
+class Contents:
+    """What a release is put together from."""
+
+    facts: CardFacts
+    source: Mapping[str, Any]
+    inputs: Mapping[str, Any]
+    tools: Mapping[str, Any]
+    passed: Sequence[tuple[Gated, Sequence[Mapping[str, Any]]]]
+    key: Path | None
+
+    @property
+    def read(self) -> ReadRecipe:
+        """The recipe."""
+        return self.facts.read
+
+
+def repository_of(read: ReadRecipe, gated: Gated) -> str:
+    """The repository that an artifact belongs to."""
+    name = read.recipe.name
+    if read.recipe.publish.repositories == "one":
+        return name
+    return f"{name}-GGUF" if gated.made.is_gguf else gated.made.artifact.name
+
+
+def assemble(contents: Contents, work: Work, out: Path) -> bool:
+    """Put the release together and into place; False if it was there already."""
+    folder = work.fresh("next")
+    groups: dict[str, list[Placed]] = {}
+    for gated, fit in contents.passed:
+        name = repository_of(contents.read, gated)
+        alone = gated.made.artifact.target in TARGETS and name == gated.made.artifact.name
+        path = "." if alone else gated.made.artifact.name
+        groups.setdefault(name, []).append(Placed(gated, path, fit))
+    created = datetime.now(UTC).isoformat(timespec="seconds")
+    everything: list[Placed] = []
+    known: dict[str, str] = {}
+    for name, placed in groups.items():
+        hashes = _fill(contents, work, folder / name, name, placed)
+        _seal(contents, folder / name, name, sorted(groups), placed, created, hashes)
+        known |= {f"{name}/{path}": digest for path, digest in hashes.items()}
+        everything += [_below(name, item) for item in placed]
+    write_report(_report(contents, everything), folder)
+    _seal(contents, folder, None, sorted(groups), everything, created, known)
+    if _says_the_same(folder, out, sorted(groups)):
+        shutil.rmtree(folder)
+        return False
+    _put_in_place(folder, out, work)
+    return True
+
+
+def quarantine(work: Work, out: Path, failed: Sequence[Gated]) -> None:
+    """Lay what did not pass aside, each with its report; what lay there before is replaced."""
+    place = out / QUARANTINE
+    shutil.rmtree(place, ignore_errors=True)
+    for gated in failed:
+        name = gated.made.artifact.name
+        for file in gated.made.artifact.files:
+            _link(work.artifacts / file.path, place / file.path)
+        write_report(gated.report, place / f"{name}.report")
+
+
+def check_out(out: Path) -> None:
+    """OutputError if `out` holds anything but a release and its work folder."""
+    if not out.is_dir():
+        return
+    there = {entry.name for entry in out.iterdir()} - {*SIDE_FOLDERS}
+    if there and not there <= _release_entries(out):
+        strange = sorted(there - _release_entries(out))[0]
+        raise OutputError(
+            f"{out}: holds {strange}, which is of no release; choose another --out or move it away"
+        )
+
+
+def _release_entries(out: Path) -> set[str]:
+    """The names at the top of the release in `out`."""
+    try:
+        manifest = read_manifest(out)
+    except InputError:
+        return set()
+    names = {file["path"].partition("/")[0] for file in manifest["files"]}
+    return {*names, "manifest.json", "SHA256SUMS", signing.SIGNATURE_NAME}
+
+
+def _fill(
+    contents: Contents, work: Work, folder: Path, name: str, placed: Sequence[Placed]
+) -> dict[str, str]:
+    """Artifacts, licence texts, card and reports of one repository; hashes of the artifacts."""
+    duties = contents.facts.duties
+    hashes = {}
+    for item in placed:
+        for file in item.gated.made.artifact.files:
+            inner = file.path
+            if item.path == ".":
+                inner = file.path.partition("/")[2]
+                if inner == CARD_NAME or inner in duties.texts:
+                    continue  # the release's own takes its place
+            _link(work.artifacts / file.path, folder / inner)
+            digest = hash_file(folder / inner)
+            if digest != file.sha256:
+                raise OutputError(
+                    f"{work.artifacts / file.path}: has changed since it was made; remove"
+                    f" {work.artifacts / item.gated.made.artifact.name} and build again"
+                )
+            hashes[inner] = digest
+    for text, path in duties.texts.items():
+        shutil.copyfile(path, folder / text)
+    notice = notice_text(duties)
+    if notice is not None:
+        (folder / NOTICE_NAME).write_text(notice, encoding="utf-8")
+    (folder / CARD_NAME).write_text(card_text(contents.facts, name, placed), encoding="utf-8")
+    write_report(_report(contents, placed), folder)
+    return hashes
+
+
+def _report(contents: Contents, placed: Sequence[Placed]) -> Any:
+    return joined([item.gated.report for item in placed] or [contents.facts.report])
+
+
+def _below(repository: str, placed: Placed) -> Placed:
+    path = repository if placed.path == "." else f"{repository}/{placed.path}"
+    return Placed(placed.gated, path, placed.fit)
+
+
+def _seal(
+    contents: Contents,
+    folder: Path,
+    repository: str | None,
+    repositories: Sequence[str],
+    placed: Sequence[Placed],
+    created: str,
+    known: Mapping[str, str],
+) -> None:
+    """Look for leaks, then write manifest, sums and signature of a filled folder."""
+    method = contents.read.recipe.signing.method if contents.read.recipe.signing else None
+    if contents.key is not None:
+        public = signing.public_key_text(contents.key)
+        (folder / signing.PUBLIC_KEY_NAME).write_bytes(public)
+    if repository is None:
+        _refuse_leaks(contents, folder)
+    read = contents.read
+    write_manifest(
+        folder,
+        {
+            "schema_version": SCHEMA_VERSION,
+            "created": created,
+            "tool": tool_version(),
+            "name": read.recipe.name,
+            "repository": repository,
+            "repositories": list(repositories),
+            "source": dict(contents.source),
+            "recipe": recipe_entry(read),
+            "inputs": dict(contents.inputs),
+            "tools": dict(contents.tools),
+            "licence": licence_entry(contents.facts.duties),
+            "signing": method,
+            "artifacts": [artifact_entry(item) for item in placed],
+            "withheld": list(contents.facts.withheld),
+            "files": listed_files(folder, known),
+        },
+    )
+    if method is not None:
+        unsigned = repositories if repository is None else ()
+        signing.sign(folder, contents.key, unsigned)
+
+
+def _refuse_leaks(contents: Contents, folder: Path) -> None:
+    """InputError if a file of the whole release names a folder of this machine, or holds a key."""
+    read = contents.read
+    folders = [folder, read.folder, Path.cwd(), Path.home(), Path(read.reference)]
+    places = [place for p in folders if p.exists() and (place := leaks.Place.of(p))]
+    for path in sorted(p for p in folder.rglob("*") if p.is_file()):
+        found = leaks.find_leaks(path, path.relative_to(folder).as_posix(), places)
+        if found:
+            raise InputError(
+                f"{found[0].subject}: would carry {found[0].message} out of this machine; take it"
+                " out of the source or the recipe"
+            )
+
+
+def _says_the_same(folder: Path, out: Path, repositories: Sequence[str]) -> bool:
+    """Whether the release in `out` is whole and differs from the new one in its date only."""
+    from verify.release.check import check_release
+
+    try:
+        for name in ("", *repositories):
+            old, new = read_manifest(out / name), read_manifest(folder / name)
+            if _undated(old) != _undated(new):
+                return False
+        return check_release(out).passed
+    except InputError:
+        return False
+
+
+def _undated(manifest: Mapping[str, Any]) -> dict[str, Any]:
+    """A manifest without its date, and without the hashes of papers that hold the date."""
+    dated = ("manifest.json", "SHA256SUMS", signing.SIGNATURE_NAME)
+    kept = [f for f in manifest["files"] if f["path"].rpartition("/")[2] not in dated]
+    return {**manifest, "created": None, "files": kept}
+
+
+def _put_in_place(folder: Path, out: Path, work: Work) -> None:
+    """Move the old release aside and the new one in."""
+    old = work.fresh("old")
+    for name in sorted(_release_entries(out)):
+        if (out / name).exists():
+            os.rename(out / name, old / name)
+    for entry in sorted(folder.iterdir(), key=lambda e: e.name == "manifest.json"):
+        os.rename(entry, out / entry.name)
+    shutil.rmtree(folder)
+    shutil.rmtree(old)
+
+
+def _link(source: Path, place: Path) -> None:
+    """A hard link, or a copy where there can be none."""
+    place.parent.mkdir(parents=True, exist_ok=True)
+    try:
+        os.link(source, place)
+        return
+    except OSError:
+        with suppress(FileNotFoundError):
+            place.unlink()
+    try:
+        shutil.copyfile(source, place)
+    except OSError as error:
+        raise OutputError(f"{place}: cannot be written: {error.strerror}") from error
+
+
+def withdraw(out: Path, work: Work) -> None:
+    """Take an earlier release out of `out`: nothing of the recipe passes any more."""
+    _put_in_place(work.fresh("next"), out, work)

@@ -1,0 +1,141 @@
+"""The first step of a build: every artifact of the recipe, in as few reads as can be.
+
+In: a recipe and which of its artifacts are wanted. Out: `Made` for each, in the recipe's order: the
+plan it was made by and the finished files. Artifacts with equal options share one read of the
+checkpoint; what is there already from the same source, options and version is kept, and a run that
+was stopped goes on (`convert/run.py`).
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from convert.errors import OutputError
+from convert.memory import DEFAULT_MEMORY_BYTES
+from convert.plan import PlannedArtifact
+from convert.size import parse_size
+from convert.staging import Artifact
+from convert.tokenizer_lints import Lint
+from convert.workers import Progress
+from quantize.choice import Overrides, parse_pattern, parse_type
+from quantize.job import quantize
+from quantize.own_mixture import SUFFIXES
+from verify.release.recipe import ArtifactSpec, Options, ReadRecipe
+
+GGUF_SUFFIX = ".gguf"
+
+
+@dataclass(frozen=True, slots=True)
+class Made:
+    """One finished artifact of a recipe."""
+
+    spec: ArtifactSpec
+    planned: PlannedArtifact
+    artifact: Artifact
+    parameters: int
+    kept: bool
+    lints: tuple[Lint, ...]
+
+    @property
+    def is_gguf(self) -> bool:
+        """Whether llama.cpp loads it; otherwise vLLM does."""
+        return any(file.path.endswith(GGUF_SUFFIX) for file in self.artifact.files)
+
+    @property
+    def tensor_types(self) -> dict[str, str]:
+        """The stored type of every tensor, by the name it has in the file."""
+        return {
+            placed.tensor.name + part.suffix: part.dtype
+            for file in self.planned.files
+            for placed in file.tensors
+            for part in placed.tensor.parts
+        }
+
+
+def make_artifacts(
+    read: ReadRecipe,
+    wanted: Sequence[ArtifactSpec],
+    out: Path,
+    *,
+    threads: int | None = None,
+    memory_bytes: int = DEFAULT_MEMORY_BYTES,
+    on_progress: Progress | None = None,
+) -> list[Made]:
+    """Make all that are wanted in the folder `out`."""
+    metadata = _write_metadata(read, out)
+    found: dict[str, Made] = {}
+    for options, group in _groups(read, wanted):
+        by_size = next((a for a in group if a.to is None), None)
+        job = quantize(
+            read.reference,
+            out,
+            [_target(read, artifact) for artifact in group if artifact.to],
+            fit_bytes=parse_size(by_size.fit_bytes) if by_size and by_size.fit_bytes else None,
+            bits_per_weight=by_size.bits_per_weight if by_size else None,
+            imatrix=read.path(options.imatrix),
+            overrides=overrides_of(options),
+            max_file_bytes=parse_size(options.split_max_size) if options.split_max_size else None,
+            numerics=options.numerics,
+            name=read.recipe.name,
+            metadata=metadata,
+            memory_bytes=memory_bytes,
+            threads=threads,
+            on_progress=on_progress,
+        )
+        for artifact, planned, result in zip(
+            sorted(group, key=lambda a: a.to is None),
+            job.plan.artifacts,
+            job.results,
+            strict=True,
+        ):
+            found[artifact.target] = Made(
+                artifact, planned, result.artifact, job.parameters, result.kept, job.lints
+            )
+    return [found[artifact.target] for artifact in wanted]
+
+
+def _groups(
+    read: ReadRecipe, wanted: Iterable[ArtifactSpec]
+) -> list[tuple[Options, list[ArtifactSpec]]]:
+    """Artifacts that can share a read; each that is fitted to a size has one of its own."""
+    groups: list[tuple[Options, list[ArtifactSpec]]] = []
+    for artifact in wanted:
+        options = read.recipe.options_of(artifact)
+        for known, group in groups:
+            if known == options and artifact.to and all(a.to for a in group):
+                group.append(artifact)
+                break
+        else:
+            groups.append((options, [artifact]))
+    return groups
+
+
+def _target(read: ReadRecipe, artifact: ArtifactSpec) -> str:
+    assert artifact.to is not None
+    return str(read.folder / artifact.to) if artifact.to.endswith(SUFFIXES) else artifact.to
+
+
+def overrides_of(options: Options) -> Overrides:
+    """The overrides by tensor, as `quantize` takes them."""
+    return Overrides(
+        patterns=tuple(parse_pattern(text) for text in options.tensor_types),
+        output_type=parse_type(options.output_type) if options.output_type else None,
+        embedding_type=parse_type(options.embedding_type) if options.embedding_type else None,
+        leave_output=options.leave_output,
+    )
+
+
+def _write_metadata(read: ReadRecipe, out: Path) -> Path | None:
+    """The recipe's GGUF metadata as the file that `quantize --metadata` reads."""
+    if not read.recipe.metadata:
+        return None
+    path = out / "metadata.json"
+    try:
+        out.mkdir(parents=True, exist_ok=True)
+        path.write_text(json.dumps(read.recipe.metadata))
+    except OSError as error:
+        raise OutputError(f"{path}: cannot be written: {error.strerror}") from error
+    return path
