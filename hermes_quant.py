@@ -109,6 +109,10 @@ def quantize(
     imatrix: Annotated[
         Path | None, typer.Option(help="Importance matrix for the GGUF types (GGUF or .dat).")
     ] = None,
+    abliterate: Annotated[
+        Path | None,
+        typer.Option(metavar="EDIT", help="Edit weights first; SAFETENSORS is then a target too."),
+    ] = None,
     tensor_type: Annotated[
         list[str] | None,
         typer.Option(metavar="PATTERN=TYPE", help="Type of the tensors whose name matches."),
@@ -156,6 +160,7 @@ def quantize(
                 fit_bytes=_bytes(fit_bytes),
                 bits_per_weight=bits_per_weight,
                 imatrix=imatrix,
+                abliterate=abliterate,
                 overrides=overrides,
                 max_file_bytes=_bytes(split_max_size),
                 numerics=numerics,
