@@ -20,7 +20,7 @@ from convert.plan import PlannedArtifact
 from convert.workers import Progress
 from quantize.choice import NO_OVERRIDES, Overrides
 from quantize.compressed_tensors import TARGETS, plan_compressed
-from quantize.edit_folder import read_edit
+from quantize.abliteration.edit_folder import read_edit
 from quantize.gguf_targets import Options, plan_mixture, plan_own_mixture, plan_size_target
 from quantize.importance import read_importance
 from quantize.mixture_table import MIXTURES

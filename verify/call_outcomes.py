@@ -24,7 +24,7 @@ from enum import StrEnum
 
 from convert.conversation import Conversation, ToolCall
 from verify.evidence import Answer
-from verify.scoring import looks_like_refusal
+from quantize.abliteration.refusals import looks_like_refusal
 from verify.tool_calls import canonical_json, compare_calls
 
 

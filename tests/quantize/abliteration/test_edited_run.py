@@ -14,12 +14,12 @@ from safetensors.torch import load_file
 from convert.checkpoint import Checkpoint
 from convert.edited import READS
 from convert.errors import InputError, TensorError, UnsupportedError
-from quantize.edit_folder import RECIPE_NAME, read_edit
+from quantize.abliteration.edit_folder import RECIPE_NAME, read_edit
 from quantize.job import quantize
 from tests.command import invoke
 from tests.families import write_family
 from tests.miniature import Shape, write_checkpoint, write_tokenizer
-from tests.quantize.abliterations import random_edit, writers
+from tests.quantize.abliteration.edits import random_edit, writers
 
 TARGETS = ["SAFETENSORS", "FP8_DYNAMIC", "FP8_TENSOR", "NVFP4A16", "Q8_0", "Q4_K_M", "BF16"]
 FOLDERS = ["FP8_DYNAMIC", "FP8_TENSOR", "NVFP4A16"]
@@ -182,7 +182,7 @@ def test_a_recipe_that_does_not_add_up_is_refused(
 
 
 def test_a_direction_is_a_unit_vector(tmp_path: Path) -> None:
-    from quantize.edit_folder import DIRECTIONS_NAME, write_vectors
+    from quantize.abliteration.edit_folder import DIRECTIONS_NAME, write_vectors
 
     folder = random_edit(tmp_path / "e", writers(1))
     directions = load(folder / DIRECTIONS_NAME)

@@ -7,8 +7,8 @@ import pytest
 import torch
 
 from convert.tensor import Block, round_to
-from quantize.rank_one import EmbeddingEdit, RankOneEdit
-from tests.quantize.abliterations import unit
+from quantize.abliteration.rank_one import EmbeddingEdit, RankOneEdit
+from tests.quantize.abliteration.edits import unit
 
 ROWS, COLUMNS = 256, 96
 R = unit(ROWS, 1)

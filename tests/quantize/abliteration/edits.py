@@ -6,7 +6,7 @@ from pathlib import Path
 
 import numpy as np
 
-from quantize.edit_folder import EditFolder, Recipe, TensorEdit, write_edit
+from quantize.abliteration.edit_folder import EditFolder, Recipe, TensorEdit, write_edit
 
 
 def writers(layers: int) -> list[str]:

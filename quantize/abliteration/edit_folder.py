@@ -26,7 +26,7 @@ from convert.families.rules import Tensor
 from convert.model import Model
 from convert.safetensors import StoredTensor, layout, read_header
 from convert.tensor import Float32
-from quantize.rank_one import EmbeddingEdit, RankOneEdit, direction_sha256
+from quantize.abliteration.rank_one import EmbeddingEdit, RankOneEdit, direction_sha256
 
 RECIPE_NAME, DIRECTIONS_NAME = "edit.json", "edit.safetensors"
 WRITERS = ("attn_output", "ffn_down")
