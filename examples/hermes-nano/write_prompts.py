@@ -62,7 +62,9 @@ def main() -> None:
         lines = [json.dumps(row, separators=(",", ":")) for row in rows]
         path = folder / f"{kind}.jsonl"
         path.write_text("\n".join(lines) + "\n")
-        print(f"{folder.name}/{path.name}: {len(rows)} prompts, {path.stat().st_size / 1024:.0f} KiB")
+        print(
+            f"{folder.name}/{path.name}: {len(rows)} prompts, {path.stat().st_size / 1024:.0f} KiB"
+        )
 
 
 if __name__ == "__main__":

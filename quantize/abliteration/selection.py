@@ -107,9 +107,7 @@ def select(
         raise InputError(f"{folder}: variant {variant!r} was not measured; there is {known}")
     if not strengths or not all(0 < s <= 4 for s in strengths):
         raise InputError("--strength: expected numbers above 0 and at most 4")
-    candidates = make_candidates(
-        found, strengths=strengths, variant=variant, projected=projected
-    )
+    candidates = make_candidates(found, strengths=strengths, variant=variant, projected=projected)
     with open_model(model) as opened:
         if opened.checkpoint.spec.num_hidden_layers != found.layers:
             raise InputError(f"{folder}: measured on a model of {found.layers} layers, not {model}")
@@ -159,7 +157,9 @@ def _score(
     for group in _groups(usable, found, refused, harmless):
         jobs = []
         for candidate in group:
-            without = Steering({k: (d, candidate.strength) for k, d in candidate.directions.items()})
+            without = Steering(
+                {k: (d, candidate.strength) for k, d in candidate.directions.items()}
+            )
             jobs += [(refused, without), (harmless, without)]
             jobs += [(harmless, Steering(added=(candidate.layer, candidate.raw)))]
         logits = steered_logits(place, jobs, on_progress=on_progress, **how)
@@ -210,9 +210,7 @@ def _ranked(
     )
 
 
-def _why(
-    candidate: Candidate, layers: int, kl: float | None, induce: float | None
-) -> str | None:
+def _why(candidate: Candidate, layers: int, kl: float | None, induce: float | None) -> str | None:
     """What speaks against a candidate."""
     if candidate.kind == RANDOM:
         return "control"
