@@ -35,7 +35,7 @@ class ActivationBits(StrEnum):
     SIXTEEN = "16"
 
 
-EXIT_BAD_INPUT, EXIT_OURS, EXIT_INTERRUPTED = 2, 4, 130
+EXIT_BAD_INPUT, EXIT_NOT_ENOUGH, EXIT_OURS, EXIT_INTERRUPTED = 2, 3, 4, 130
 
 app = typer.Typer(
     name="hermes-quant",
@@ -121,6 +121,10 @@ def quantize(
     imatrix: Annotated[
         Path | None, typer.Option(help="Importance matrix for the GGUF types (GGUF or .dat).")
     ] = None,
+    abliterate: Annotated[
+        Path | None,
+        typer.Option(metavar="EDIT", help="Edit weights first; SAFETENSORS is then a target too."),
+    ] = None,
     tensor_type: Annotated[
         list[str] | None,
         typer.Option(metavar="PATTERN=TYPE", help="Type of the tensors whose name matches."),
@@ -168,6 +172,7 @@ def quantize(
                 fit_bytes=_bytes(fit_bytes),
                 bits_per_weight=bits_per_weight,
                 imatrix=imatrix,
+                abliterate=abliterate,
                 overrides=overrides,
                 max_file_bytes=_bytes(split_max_size),
                 numerics=numerics,
@@ -608,6 +613,163 @@ def release_key(
         from verify.release.signing import make_key
 
         typer.echo(f"{file}: private, keep it secret; {make_key(file)}: public, give it away")
+
+
+abliterate = typer.Typer(
+    help="Find the direction by which a model refuses, and take it out of its weights.",
+    no_args_is_help=True,
+)
+app.add_typer(abliterate, name="abliterate")
+
+MeasuredArgument = Annotated[
+    Path, typer.Argument(metavar="MEASURED", help="Folder that abliterate measure wrote.")
+]
+DeviceOption = Annotated[str, typer.Option(help="Where the model is computed: cpu, cuda, cuda:1.")]
+DtypeOption = Annotated[str, typer.Option(help="In what: float32, bfloat16 or float16.")]
+
+
+@abliterate.command("measure")
+def _measure(
+    model: ModelArgument,
+    refused: Annotated[Path, typer.Option(help="JSONL of prompts that the model refuses.")],
+    harmless: Annotated[Path, typer.Option(help="JSONL of prompts that it answers.")],
+    out: OutOption,
+    tools: Annotated[
+        Path | None, typer.Option(help="JSON array of tools: measure with them on offer too.")
+    ] = None,
+    contrast: Annotated[
+        str, typer.Option(help="harmless, or complied: the refused set's own exceptions.")
+    ] = "harmless",
+    least_refusals: Annotated[
+        float, typer.Option(min=0, max=1, help="Below this share there is nothing to remove.")
+    ] = 0.5,
+    device: DeviceOption = "cpu",
+    dtype: DtypeOption = "float32",
+    as_json: JsonOption = False,
+) -> None:
+    """Measure how often the model refuses, and where in its layers that shows."""
+    with _errors():
+        from convert.progress import steps_bar
+        from convert.terminal import print_json, warn
+        from quantize.abliteration.measure import Machine
+        from quantize.abliteration.measure import measure as verb
+        from quantize.abliteration.plots import can_plot, plot_separation
+        from quantize.abliteration.print_abliteration import print_measured
+
+        with steps_bar(quiet=as_json) as report:
+            found = verb(
+                model,
+                refused,
+                harmless,
+                out,
+                tools=tools,
+                contrast=contrast,
+                least_rate=least_refusals,
+                machine=Machine(device, dtype),
+                on_progress=report,
+            )
+        if found.nothing is None and can_plot():
+            plot_separation(found.measurement, out / "separation.png")
+        elif found.nothing is None:
+            warn("no plot: matplotlib is missing (pip install 'hermes-quant[plot]')")
+        if as_json:
+            baseline = asdict(found.measurement.baseline)
+            print_json({"schema_version": 1, "baseline": baseline, "nothing": found.nothing})
+        else:
+            print_measured(found)
+        raise typer.Exit(0 if found.nothing is None else EXIT_NOT_ENOUGH)
+
+
+@abliterate.command("select")
+def _select(
+    model: ModelArgument,
+    measured: MeasuredArgument,
+    strength: Annotated[
+        list[float] | None, typer.Option(help="Try this strength; repeatable; default 1 and 1.5.")
+    ] = None,
+    variant: Annotated[
+        str, typer.Option(help="plain, or tools: directions measured with tools on offer.")
+    ] = "plain",
+    projected: Annotated[
+        bool, typer.Option("--projected", help="Also directions without the harmless mean.")
+    ] = False,
+    device: DeviceOption = "cpu",
+    dtype: DtypeOption = "float32",
+    as_json: JsonOption = False,
+) -> None:
+    """Rank directions by what the model does without them; random ones are in the table too."""
+    with _errors():
+        from convert.progress import steps_bar
+        from convert.terminal import print_json, warn
+        from quantize.abliteration.measure import Machine
+        from quantize.abliteration.plots import can_plot, plot_ranking
+        from quantize.abliteration.print_abliteration import print_selection
+        from quantize.abliteration.selection import STRENGTHS
+        from quantize.abliteration.selection import select as verb
+
+        with steps_bar(quiet=as_json) as report:
+            found = verb(
+                model,
+                measured,
+                strengths=tuple(strength) if strength else STRENGTHS,
+                variant=variant,
+                projected=projected,
+                machine=Machine(device, dtype),
+                on_progress=report,
+            )
+        if can_plot():
+            plot_ranking(found, measured / "ranking.png")
+        else:
+            warn("no plot: matplotlib is missing (pip install 'hermes-quant[plot]')")
+        if as_json:
+            print_json(found.to_dict())
+        else:
+            print_selection(found)
+        raise typer.Exit(0 if found.best else EXIT_NOT_ENOUGH)
+
+
+@abliterate.command("apply")
+def _apply(
+    model: ModelArgument,
+    measured: MeasuredArgument,
+    out: Annotated[Path, typer.Option("--out", "-o", help="The EDIT folder to write.")],
+    candidate: Annotated[
+        str | None, typer.Option(metavar="ID", help="From the ranking; default: the best sound.")
+    ] = None,
+    keep_norms: Annotated[
+        bool, typer.Option("--keep-norms", help="Keep the norm of every column.")
+    ] = False,
+    embeddings: Annotated[
+        bool, typer.Option("--embeddings", help="Edit the embedding too (single directions).")
+    ] = False,
+    layer_strength: Annotated[
+        list[str] | None, typer.Option(metavar="FIRST-LAST=S", help="Strength of some layers.")
+    ] = None,
+    force: ForceOption = False,
+    as_json: JsonOption = False,
+) -> None:
+    """Write a chosen direction as EDIT, for quantize --abliterate EDIT; no model is changed."""
+    with _errors():
+        from convert.terminal import print_json
+        from quantize.abliteration.apply import apply as verb
+        from quantize.abliteration.print_abliteration import print_applied
+
+        applied = verb(
+            model,
+            measured,
+            out,
+            candidate=candidate,
+            keep_norms=keep_norms,
+            embeddings=embeddings,
+            layer_strengths=layer_strength or (),
+            force=force,
+        )
+        if as_json:
+            print_json(
+                {"schema_version": 1, "sha256": applied.edit.sha256, **asdict(applied.chosen)}
+            )
+        else:
+            print_applied(applied)
 
 
 @contextmanager

@@ -14,14 +14,16 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
+from convert.edited import EditedCheckpoint, Edits
 from convert.errors import InputError
 from convert.memory import DEFAULT_MEMORY_BYTES, check_memory, working_memory_bytes
 from convert.model import FLOAT_FILE_TYPES, Model, open_model, plan_float
-from convert.plan import Plan, PlannedArtifact, plan_run
-from convert.run import Result, disk_bytes, run
+from convert.plan import Plan, PlannedArtifact
+from convert.run import Result, disk_bytes, plan_edited, run
 from convert.tokenizer_lints import Lint
 from convert.workers import Progress
 
+EDITED = "abliterated"
 Planner = Callable[[Model, str], PlannedArtifact]
 """From a model and a target's name to a planned artifact."""
 
@@ -94,15 +96,24 @@ def make(
     memory_bytes: int,
     threads: int | None,
     on_progress: Progress | None,
+    edits: Callable[[Model], Edits] | None = None,
 ) -> Job:
-    """Plan every target by its planner and run the plan over one read of the checkpoint."""
+    """Plan every target by its planner and run the plan over one read of the checkpoint.
+
+    `edits` are what the checkpoint is read through; the outputs' names then say so.
+    """
     wanted = list(dict.fromkeys(targets))
     unknown = [target for target in wanted if target not in known]
     if unknown or not wanted:
         what = f"unknown target {unknown[0]!r}" if unknown else "no target"
         raise InputError(f"{what}; --to takes {', '.join(known)}")
     with open_model(model, name, metadata) as opened:
-        plan = plan_run([known[target](opened, target) for target in wanted])
+        if edits is not None:
+            given = edits(opened)
+            opened.checkpoint = EditedCheckpoint.of(opened.checkpoint, given.by_tensor)
+            opened.name = opened.name if name else f"{opened.name}-{EDITED}"
+            recipe = {**recipe, "edit": dict(given.recipe)}
+        plan = plan_edited([known[target](opened, target) for target in wanted], opened.checkpoint)
         check_memory(plan, memory_bytes)
         job = Job(
             name=opened.name,

@@ -12,11 +12,12 @@ encoded once and written to each.
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Iterable, Sequence
+from collections.abc import Collection, Iterable, Sequence
 from dataclasses import dataclass
 
 from convert.checkpoint import Checkpoint
 from convert.output_tensor import OutputTensor
+from convert.tensor import TensorInfo
 
 
 @dataclass(frozen=True, slots=True)
@@ -101,12 +102,16 @@ class Encoding:
 
 @dataclass(frozen=True, slots=True)
 class Plan:
-    """What a run does: artifacts to write, encodings to compute, bytes to move."""
+    """What a run does: artifacts to write, encodings to compute, bytes to move.
+
+    `edited` are the source tensors that are read through an edit, which needs all of each first.
+    """
 
     artifacts: tuple[PlannedArtifact, ...]
     encodings: tuple[Encoding, ...]
     read_bytes: int
     write_bytes: int
+    edited: tuple[TensorInfo, ...] = ()
 
     @property
     def files(self) -> tuple[PlannedFile, ...]:
@@ -130,10 +135,13 @@ def part_spans(
     ]
 
 
-def plan_run(artifacts: Sequence[PlannedArtifact]) -> Plan:
+def plan_run(
+    artifacts: Sequence[PlannedArtifact], edited: Collection[str] = (), edit_reads: int = 0
+) -> Plan:
     """Merge equal encodings over all artifacts and count bytes read and written.
 
-    A tensor is read once for all encodings, and once more if a reduction needs it first.
+    A tensor is read once for all encodings, once more if a reduction needs it first, and
+    `edit_reads` times if it is one of the `edited`.
     """
     by_key: dict[tuple[object, ...], tuple[OutputTensor, list[Slot]]] = {}
     for artifact in artifacts:
@@ -149,11 +157,14 @@ def plan_run(artifacts: Sequence[PlannedArtifact]) -> Plan:
         if e.tensor.scheme.needs_reduce
         for s in e.tensor.sources
     }
+    through = tuple(t for t in encoded_from.values() if t.name in edited)
+    measured = sum(reduced.values()) + edit_reads * sum(t.size_bytes for t in through)
     return Plan(
         artifacts=tuple(artifacts),
         encodings=encodings,
-        read_bytes=sum(t.size_bytes for t in encoded_from.values()) + sum(reduced.values()),
+        read_bytes=sum(t.size_bytes for t in encoded_from.values()) + measured,
         write_bytes=sum(artifact.size_bytes for artifact in artifacts),
+        edited=through,
     )
 
 

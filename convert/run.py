@@ -26,6 +26,7 @@ from typing import Any
 from convert import blocks, staging
 from convert.blocks import Done
 from convert.checkpoint import Checkpoint
+from convert.edited import READS, EditedCheckpoint
 from convert.encoder import Encoder
 from convert.errors import CheckpointError, OutputError
 from convert.finishing import finish_files, paths_of, publish
@@ -104,7 +105,7 @@ def run(
                         target=planned.target,
                         files=tuple(files[path] for path in paths_of(planned)),
                         source=dict(source),
-                        recipe=dict(recipe),
+                        recipe=_recipe(recipe, checkpoint),
                         numerics=planned.numerics,
                         values_changed=changed[planned.name],
                         fingerprint=binding.fingerprint,
@@ -170,6 +171,20 @@ def _empty(folder: Path) -> None:
         staging.remove(entry)
 
 
+def plan_edited(artifacts: Sequence[PlannedArtifact], checkpoint: Checkpoint) -> Plan:
+    """The plan of artifacts of a checkpoint, with the reads that its edits take."""
+    edited = checkpoint.edits if isinstance(checkpoint, EditedCheckpoint) else ()
+    return plan_run(artifacts, edited, READS)
+
+
+def _recipe(recipe: Mapping[str, Any], checkpoint: Checkpoint) -> dict[str, Any]:
+    """What the sidecar says of how it was made; of an edited checkpoint, each tensor's record."""
+    if not isinstance(checkpoint, EditedCheckpoint):
+        return dict(recipe)
+    untouched = [name for name in checkpoint.tensors if name not in checkpoint.edits]
+    return {**recipe, "edited_tensors": dict(checkpoint.records), "untouched_tensors": untouched}
+
+
 def disk_bytes(plan: Plan, checkpoint: Checkpoint) -> int:
     """Bytes on disk that the plan's outputs take, copied side files included."""
     copies = [copy for artifact in plan.artifacts for copy in artifact.copies]
@@ -190,7 +205,7 @@ def _write_all(
     checkpoint: Checkpoint, folder: Path, claims: Sequence[Claim], pace: _Pace
 ) -> dict[str, int]:
     """Make every file whole and flush it; returns how many values changed, by artifact."""
-    plan = plan_run([claim.planned for claim in claims])
+    plan = plan_edited([claim.planned for claim in claims], checkpoint)
     _check_space(folder, plan, checkpoint, claims)
     checkpoint.open_shards()
     files = StagedFiles(folder)
@@ -224,8 +239,14 @@ def _encode_all(
     """Encode whatever is not `done`: groups are reduced first, then blocks go in any order."""
     values = block_values(pace.memory_bytes, pace.threads)
     to_reduce = blocks.reduction_bytes(plan, done)
-    total = plan.read_bytes - blocks.reduction_bytes(plan, Done())
+    to_edit = READS * sum(info.size_bytes for info in plan.edited)
+    total = plan.read_bytes - blocks.reduction_bytes(plan, Done()) - to_edit
     left = blocks.missing_bytes(plan, values, done) if done else total
+    if isinstance(checkpoint, EditedCheckpoint):
+        edited = Meter(pace.on_progress, to_edit)
+        memory = Memory(pace.memory_bytes)
+        edits = (partial(checkpoint.prepare, i, values, memory, edited) for i in plan.edited)
+        run_all(pace.threads, edits)
     measured = Meter(pace.on_progress, to_reduce)
     encoded = Meter(pace.on_progress, total, total - left)
     encoder = Encoder(checkpoint, files, journals, Memory(pace.memory_bytes))

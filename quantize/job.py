@@ -11,13 +11,14 @@ from collections.abc import Sequence
 from functools import partial
 from pathlib import Path
 
-from convert import job
+from convert import checkpoint_copy, job
 from convert.errors import InputError
 from convert.job import Job, Planner
 from convert.memory import DEFAULT_MEMORY_BYTES
 from convert.model import Model
 from convert.plan import PlannedArtifact
 from convert.workers import Progress
+from quantize.abliteration.edit_folder import read_edit
 from quantize.choice import NO_OVERRIDES, Overrides
 from quantize.compressed_tensors import TARGETS, plan_compressed
 from quantize.gguf_targets import Options, plan_mixture, plan_own_mixture, plan_size_target
@@ -40,6 +41,7 @@ def planners(options: Options, numerics: str = NUMERICS[0]) -> dict[str, Planner
         **dict.fromkeys(TARGETS, partial(plan_folder, numerics=numerics)),
         **dict.fromkeys(MIXTURES, partial(plan_mixture, options=options)),
         **job.planners(options.max_file_bytes),
+        checkpoint_copy.TARGET: checkpoint_copy.plan_copy,
     }
 
 
@@ -51,6 +53,7 @@ def quantize(
     fit_bytes: int | None = None,
     bits_per_weight: float | None = None,
     imatrix: Path | None = None,
+    abliterate: Path | None = None,
     overrides: Overrides = NO_OVERRIDES,
     max_file_bytes: int | None = None,
     numerics: str = NUMERICS[0],
@@ -66,6 +69,7 @@ def quantize(
 
     A target is a name in the registry or the path of a YAML file with one's own mixture.
     `fit_bytes` and `bits_per_weight` each ask for one more: the best mixture that fits.
+    `abliterate` is an EDIT folder: its edits are made before any target is encoded.
     `numerics` is the profile of the compressed-tensors schemes (`scaled.py`).
     """
     if numerics not in NUMERICS:
@@ -105,4 +109,5 @@ def quantize(
         memory_bytes=memory_bytes,
         threads=threads,
         on_progress=on_progress,
+        edits=read_edit(abliterate).edits_of if abliterate else None,
     )

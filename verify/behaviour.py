@@ -26,10 +26,11 @@ from dataclasses import dataclass
 import numpy as np
 
 from convert.conversation import Conversation
+from quantize.abliteration.refusals import looks_like_refusal
 from verify.call_outcomes import LOST, CallOutcome, arguments_kept, call_outcome, calls_due
 from verify.check import Finding, Number, Outcome, State, Verdict
 from verify.evidence import Answer, Evidence
-from verify.scoring import is_valid_json, looks_like_refusal, score
+from verify.scoring import is_valid_json, score
 from verify.statistics import Flips, count_flips, mean_by_prompt
 
 FINDINGS_SHOWN = 20

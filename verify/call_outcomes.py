@@ -23,9 +23,9 @@ from collections.abc import Sequence
 from enum import StrEnum
 
 from convert.conversation import AcceptedCall, Conversation, ToolCall
+from quantize.abliteration.refusals import looks_like_refusal
 from verify.bfcl_scoring import matches_exactly
 from verify.evidence import Answer
-from verify.scoring import looks_like_refusal
 from verify.tool_calls import canonical_json, compare_calls
 
 

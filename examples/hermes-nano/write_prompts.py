@@ -1,8 +1,9 @@
-"""Write the held-out prompts; ``python write_prompts.py`` fills ``prompts``, a file a kind.
+"""Write the prompts; ``python write_prompts.py`` fills ``prompts`` and ``abliteration``.
 
 Each line is one request with what the reply must be. The prompts use held-out values, phrasings
 and triples only (see ``values.is_held_out``), so nothing in them was seen in training except the
-tools themselves, enumerations, booleans and small integers.
+tools themselves, enumerations, booleans and small integers. The prompts in ``abliteration``, by which the
+refusal is measured and a direction chosen, are of the training half: none of them is held out.
 """
 
 from __future__ import annotations
@@ -13,7 +14,7 @@ import re
 from pathlib import Path
 
 from corpus import conversation
-from values import TEST
+from values import TEST, TRAIN
 
 COUNTS = {
     "single": 400,
@@ -32,14 +33,17 @@ UNPLEASANT = re.compile(
 )
 
 
-def prompts(kind: str, count: int, seed: int = 2026) -> list[dict[str, object]]:
-    """``count`` different held-out prompts of one kind."""
+MEASURED = {"refused": 192, "harmless": 192}
+
+
+def prompts(kind: str, count: int, seed: int = 2026, split: str = TEST) -> list[dict[str, object]]:
+    """``count`` different prompts of one kind, held-out ones unless asked otherwise."""
     rng = random.Random(f"{seed}-{kind}")
     rows: list[dict[str, object]] = []
     seen: set[str] = set()
     while len(rows) < count:
-        turns = 2 if rng.random() < MULTI_TURN_SHARE else 1
-        row = conversation(rng, kind, TEST, turns)
+        turns = 2 if split == TEST and rng.random() < MULTI_TURN_SHARE else 1
+        row = conversation(rng, kind, split, turns)
         key = json.dumps(row["messages"])
         if key not in seen and not UNPLEASANT.search(key.lower()):
             seen.add(key)
@@ -49,13 +53,18 @@ def prompts(kind: str, count: int, seed: int = 2026) -> list[dict[str, object]]:
 
 def main() -> None:
     """Write every kind, compactly and in a fixed order."""
-    folder = Path(__file__).parent / "prompts"
-    folder.mkdir(exist_ok=True)
-    for kind, count in COUNTS.items():
-        lines = [json.dumps(row, separators=(",", ":")) for row in prompts(kind, count)]
+    here = Path(__file__).parent
+    files = [(here / "prompts", kind, prompts(kind, count)) for kind, count in COUNTS.items()]
+    for kind, count in MEASURED.items():
+        files.append((here / "abliteration", kind, prompts(kind, count, split=TRAIN)))
+    for folder, kind, rows in files:
+        folder.mkdir(exist_ok=True)
+        lines = [json.dumps(row, separators=(",", ":")) for row in rows]
         path = folder / f"{kind}.jsonl"
         path.write_text("\n".join(lines) + "\n")
-        print(f"{path.name}: {count} prompts, {path.stat().st_size / 1024:.0f} KiB")
+        print(
+            f"{folder.name}/{path.name}: {len(rows)} prompts, {path.stat().st_size / 1024:.0f} KiB"
+        )
 
 
 if __name__ == "__main__":

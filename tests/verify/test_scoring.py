@@ -5,8 +5,9 @@ from __future__ import annotations
 import pytest
 
 from convert.conversation import Expected, ExpectedJson, ToolCall
+from quantize.abliteration.refusals import looks_like_refusal
 from verify.evidence import Answer
-from verify.scoring import looks_like_refusal, score
+from verify.scoring import score
 from verify.tool_calls import parse_reply
 
 CALL = '<tool_call>\n{"name": "f", "arguments": {"x": 1}}\n</tool_call>'

@@ -26,6 +26,7 @@ from convert.model import Model, open_model
 from convert.workers import Progress
 from quantize.importance import read_importance
 from verify.check import EXIT_CODES, total_state
+from verify.one_artifact import OpenEngine
 from verify.reference_cache import default_folder
 from verify.release import signing
 from verify.release.assemble import Contents, assemble, check_out, quarantine, withdraw
@@ -37,7 +38,6 @@ from verify.release.make import make_artifacts
 from verify.release.provenance import describe_source, source_files, tools
 from verify.release.recipe import SIGNING_KEY, ArtifactSpec, ReadRecipe, read_recipe
 from verify.release.steps import Work
-from verify.verify import OpenEngine
 
 
 @dataclass(frozen=True, slots=True)

@@ -20,15 +20,16 @@ from typing import Any
 from convert.errors import InputError
 from quantize.importance import read_importance
 from verify.check import State
+from verify.engines.opening import open_engine as engine_of_artifact
 from verify.gate import read_gate
+from verify.one_artifact import OpenEngine
 from verify.release.make import Made
 from verify.release.provenance import tools
 from verify.release.recipe import ReadRecipe
 from verify.release.steps import Work, fingerprint
 from verify.report.contents import ArtifactReport, Report
 from verify.suite import read_suite
-from verify.verify import OpenEngine, verify
-from verify.verify import open_engine as engine_of_artifact
+from verify.verify import verify
 
 _CACHE_TYPES = {"f16": "float16"}
 _NO_MATTER = ("kernels", "model-signing")

@@ -1,0 +1,227 @@
+"""The verb `abliterate select`: what does the model do without each candidate direction?
+
+In: the model and its measurement. Out: `selection.json`, every candidate with its numbers, best
+first, and `ranking.png`. On the prompts that the measurement kept for choosing:
+
+    bypass   mean refusal score of prompts that were refused, without the direction: low is good
+    induce   how much the mean score of harmless prompts rises when the difference is added
+    kl       mean KL divergence of the first token on harmless prompts, without the direction
+
+A candidate is sound if kl <= 0.1, induce > 0 and, for a single direction, its layer lies before 0.8
+of the depth (Arditi et al.'s filters, induce as a gain and not as an absolute score). The order is:
+sound ones first, then by bypass. Nothing is thrown away: the table says why a candidate is not
+sound, and a person may apply it all the same. Random directions are in the same table; they tell
+what an edit of that size does by itself, and are never chosen.
+
+Candidates run side by side, as many in one pass over the checkpoint as STATES_BYTES allows.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from convert.errors import InputError
+from convert.model import open_model
+from quantize.abliteration.candidates import LAST_SHARE, RANDOM, SINGLE, Candidate, make_candidates
+from quantize.abliteration.measure import Machine, validation_prompts
+from quantize.abliteration.measurement import Measurement, read_measurement
+from quantize.abliteration.prompts import PLAIN
+from quantize.abliteration.refusals import refusal_scores
+
+NAME = "selection.json"
+SCHEMA_VERSION = 1
+KL_LIMIT = 0.1
+STRENGTHS = (1.0, 1.5)
+STATES_BYTES = 2 << 30
+Float64 = NDArray[np.float64]
+OnProgress = Callable[[str, int, int], None]
+
+
+@dataclass(frozen=True, slots=True)
+class Ranked:
+    """A candidate and what the model does without it; `why` it is not sound, if it is not."""
+
+    id: str
+    kind: str
+    variant: str
+    position: int
+    layer: int
+    projected: bool
+    strength: float
+    bypass: float | None
+    bypassed: float | None
+    induce: float | None
+    kl: float | None
+    why: str | None
+
+    @property
+    def sound(self) -> bool:
+        """Whether nothing speaks against it."""
+        return self.why is None
+
+
+@dataclass(frozen=True, slots=True)
+class Selection:
+    """All candidates, best first; scores of the model as it is; prompts they were scored on."""
+
+    measurement: str
+    refused_score: float
+    harmless_score: float
+    prompts: tuple[int, int]
+    ranked: tuple[Ranked, ...]
+
+    @property
+    def best(self) -> Ranked | None:
+        """The first sound candidate that is no control."""
+        return next((r for r in self.ranked if r.sound), None)
+
+    def to_dict(self) -> dict[str, Any]:
+        """Plain JSON values."""
+        return {"schema_version": SCHEMA_VERSION, **asdict(self)}
+
+
+def select(
+    model: str,
+    folder: Path,
+    *,
+    strengths: Sequence[float] = STRENGTHS,
+    variant: str = PLAIN,
+    projected: bool = False,
+    machine: Machine = Machine(),
+    on_progress: OnProgress | None = None,
+) -> Selection:
+    """Score every candidate of the measurement in `folder` and write the ranking beside it."""
+    found = read_measurement(folder)
+    if not found.arrays:
+        raise InputError(f"{folder}: has a baseline and no means; abliterate measure says why")
+    if variant not in found.variants:
+        known = ", ".join(found.variants)
+        raise InputError(f"{folder}: variant {variant!r} was not measured; there is {known}")
+    if not strengths or not all(0 < s <= 4 for s in strengths):
+        raise InputError("--strength: expected numbers above 0 and at most 4")
+    candidates = make_candidates(found, strengths=strengths, variant=variant, projected=projected)
+    with open_model(model) as opened:
+        if opened.checkpoint.spec.num_hidden_layers != found.layers:
+            raise InputError(f"{folder}: measured on a model of {found.layers} layers, not {model}")
+        place = opened.checkpoint.path
+    selection = _score(place, found, candidates, machine, on_progress)
+    fresh = folder / (NAME + ".new")
+    fresh.write_text(json.dumps(selection.to_dict(), indent=1) + "\n")
+    fresh.replace(folder / NAME)
+    return selection
+
+
+def read_selection(folder: Path) -> Selection:
+    """What `select` wrote."""
+    path = folder / NAME
+    try:
+        data = json.loads(path.read_bytes())
+        if data.pop("schema_version") != SCHEMA_VERSION:
+            raise ValueError("another schema_version")
+        data["ranked"] = tuple(Ranked(**row) for row in data["ranked"])
+        data["prompts"] = tuple(data["prompts"])
+        return Selection(**data)
+    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
+        raise InputError(
+            f"{path}: not a selection this version reads ({error}); run abliterate select"
+        ) from error
+
+
+def _score(
+    place: Path,
+    found: Measurement,
+    candidates: Sequence[Candidate],
+    machine: Machine,
+    on_progress: OnProgress | None,
+) -> Selection:
+    from quantize.activations.residuals import NOTHING, Steering, steered_logits
+
+    refused, harmless = ([p.ids for p in part] for part in validation_prompts(found))
+    if not refused or not harmless:
+        raise InputError("no prompts are kept for choosing; measure with more of each kind")
+    first = found.baseline.first_tokens
+    how = {"device": machine.device, "dtype": machine.dtype}
+    base_refused, base = steered_logits(place, [(refused, NOTHING), (harmless, NOTHING)], **how)
+    refused_score = float(refusal_scores(base_refused, first).mean())
+    harmless_score = float(refusal_scores(base, first).mean())
+    ranked = [_ranked(c, found.layers, None, None, None) for c in candidates if not c.directions]
+    usable = [c for c in candidates if c.directions]
+    for group in _groups(usable, found, refused, harmless):
+        jobs = []
+        for candidate in group:
+            without = Steering(
+                {k: (d, candidate.strength) for k, d in candidate.directions.items()}
+            )
+            jobs += [(refused, without), (harmless, without)]
+            jobs += [(harmless, Steering(added=(candidate.layer, candidate.raw)))]
+        logits = steered_logits(place, jobs, on_progress=on_progress, **how)
+        for candidate in group:
+            scores = refusal_scores(next(logits), first)
+            kl = (np.exp(base) * (base - next(logits))).sum(axis=1).mean()
+            gain = refusal_scores(next(logits), first).mean() - harmless_score
+            ranked.append(_ranked(candidate, found.layers, scores, float(kl), float(gain)))
+    ranked.sort(key=lambda r: (not r.sound, math.inf if r.bypass is None else r.bypass))
+    prompts = len(refused), len(harmless)
+    return Selection(found.fingerprint, refused_score, harmless_score, prompts, tuple(ranked))
+
+
+def _groups(
+    candidates: Sequence[Candidate],
+    found: Measurement,
+    refused: Sequence[Sequence[int]],
+    harmless: Sequence[Sequence[int]],
+) -> Iterator[Sequence[Candidate]]:
+    """Candidates whose hidden states fit into STATES_BYTES together."""
+    hidden = next(iter(found.arrays.values())).shape[-1]
+    tokens = max(map(len, refused)) * len(refused) + 2 * max(map(len, harmless)) * len(harmless)
+    at_once = max(1, STATES_BYTES // (4 * hidden * tokens))
+    for start in range(0, len(candidates), at_once):
+        yield candidates[start : start + at_once]
+
+
+def _ranked(
+    candidate: Candidate,
+    layers: int,
+    scores: Float64 | None,
+    kl: float | None,
+    induce: float | None,
+) -> Ranked:
+    return Ranked(
+        id=candidate.id,
+        kind=candidate.kind,
+        variant=candidate.variant,
+        position=candidate.position,
+        layer=candidate.layer,
+        projected=candidate.projected,
+        strength=candidate.strength,
+        bypass=None if scores is None else float(scores.mean()),
+        bypassed=None if scores is None else float((scores < 0).mean()),
+        induce=induce,
+        kl=kl,
+        why=_why(candidate, layers, kl, induce),
+    )
+
+
+def _why(candidate: Candidate, layers: int, kl: float | None, induce: float | None) -> str | None:
+    """What speaks against a candidate."""
+    if candidate.kind == RANDOM:
+        return "control"
+    if kl is None or induce is None:
+        return "the means do not differ here"
+    if not (math.isfinite(kl) and math.isfinite(induce)):
+        return "not a number"
+    if kl > KL_LIMIT:
+        return f"KL over {KL_LIMIT:g}"
+    if induce <= 0:
+        return "does not induce refusal"
+    if candidate.kind == SINGLE and candidate.layer >= math.floor(LAST_SHARE * layers):
+        return f"layer not below {LAST_SHARE:g} of the depth"
+    return None
