@@ -105,7 +105,7 @@ def quantize(
             "--to",
             help="Q8_0, Q6_K, Q5_K_M, Q4_K_M, IQ4_XS, ... any llama.cpp type; BF16, F16, F32;"
             " FP8_DYNAMIC, FP8_BLOCK, FP8_TENSOR, W8A8, W8A16, W4A16, NVFP4A16, MXFP4, MXFP4A16;"
-            " or a mixture of your own (FILE.yaml); repeatable.",
+            " FP8 (static, with --calibration); or a mixture of your own (FILE.yaml); repeatable.",
         ),
     ] = None,
     fit_bytes: Annotated[
@@ -125,6 +125,15 @@ def quantize(
         Path | None,
         typer.Option(metavar="EDIT", help="Edit weights first; SAFETENSORS is then a target too."),
     ] = None,
+    calibration: Annotated[
+        Path | None,
+        typer.Option(
+            metavar="CAL", help="Folder that calibrate made, or conversations (FILE.jsonl)."
+        ),
+    ] = None,
+    kv_cache: Annotated[
+        bool, typer.Option("--kv-cache-fp8", help="Store FP8 scales of the KV cache for vLLM.")
+    ] = False,
     tensor_type: Annotated[
         list[str] | None,
         typer.Option(metavar="PATTERN=TYPE", help="Type of the tensors whose name matches."),
@@ -173,6 +182,8 @@ def quantize(
                 bits_per_weight=bits_per_weight,
                 imatrix=imatrix,
                 abliterate=abliterate,
+                calibration=calibration,
+                kv_cache=kv_cache,
                 overrides=overrides,
                 max_file_bytes=_bytes(split_max_size),
                 numerics=numerics,
@@ -185,6 +196,44 @@ def quantize(
                 on_progress=report,
             )
         print_job(job, out, as_json=as_json)
+
+
+@app.command()
+def calibrate(
+    model: ModelArgument,
+    out: Annotated[Path, typer.Option("--out", "-o", help="Folder of the calibration.")],
+    data: Annotated[
+        Path | None,
+        typer.Option(metavar="FILE.jsonl", help="Conversations; default: the bundled set."),
+    ] = None,
+    chunk_tokens: Annotated[
+        int, typer.Option(min=2, metavar="N", help="Tokens of a chunk, as in llama-imatrix.")
+    ] = 512,
+    device: Annotated[str, typer.Option(help="Where layers are computed: cpu, cuda:0.")] = "cpu",
+    dtype: Annotated[
+        str, typer.Option(help="What layers are computed in: float32, bfloat16 or float16.")
+    ] = "float32",
+    force: ForceOption = False,
+    as_json: JsonOption = False,
+) -> None:
+    """Run the model over conversations, layer by layer: imatrix and activation maxima."""
+    with _errors():
+        from convert.progress import steps_bar
+        from quantize.calibrate import calibrate as verb
+        from quantize.print_calibration import print_calibration
+
+        with steps_bar(quiet=as_json, unit="batches") as report:
+            done = verb(
+                model,
+                out,
+                data,
+                chunk_tokens=chunk_tokens,
+                device=device,
+                dtype=dtype,
+                force=force,
+                on_progress=report,
+            )
+        print_calibration(done, as_json=as_json)
 
 
 @app.command()

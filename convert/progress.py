@@ -52,8 +52,10 @@ def bytes_bar(*, quiet: bool) -> Iterator[Progress | None]:
 
 
 @contextmanager
-def steps_bar(*, quiet: bool) -> Iterator[Callable[[str, int, int], None] | None]:
-    """A progress bar on stderr for one named model after another, if that is a terminal."""
+def steps_bar(
+    *, quiet: bool, unit: str = "prompts"
+) -> Iterator[Callable[[str, int, int], None] | None]:
+    """A progress bar on stderr for one named thing after another, if that is a terminal."""
     if quiet or not sys.stderr.isatty():
         yield None
         return
@@ -64,6 +66,6 @@ def steps_bar(*, quiet: bool) -> Iterator[Callable[[str, int, int], None] | None
         task = bar.add_task("loading", total=None)
 
         def report(name: str, done: int, total: int) -> None:
-            bar.update(task, completed=done, total=total, description=f"{name}: prompts")
+            bar.update(task, completed=done, total=total, description=f"{name}: {unit}")
 
         yield report

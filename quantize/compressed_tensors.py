@@ -8,7 +8,8 @@ are named in `ignore`: without that, tools that match by name quantize the embed
 cannot load.
 
 `TARGETS` has one row for each scheme: its preset in compressed-tensors' words. `FP8_TENSOR` has no
-preset; it is what passing such a scheme by hand gives.
+preset; it is what passing such a scheme by hand gives. Schemes in `CALIBRATED` need what a
+calibration found out about activations, and are what llm-compressor's `oneshot` writes.
 """
 
 from __future__ import annotations
@@ -22,24 +23,20 @@ from typing import Any
 from convert.cast import Cast
 from convert.checkpoint import INDEX_NAME, Checkpoint
 from convert.errors import UnsupportedError
-from convert.families.rules import LINEAR_ROLES, Tensor
+from convert.families.rules import FUSED, LINEAR_ROLES, Tensor
 from convert.model_spec import read_json_object
 from convert.output_tensor import OutputTensor, Scheme, Source
 from convert.plan import PlacedTensor, PlannedArtifact, PlannedFile
 from convert.safetensors import Layout, StoredTensor, layout
 from quantize.fp4 import MXFP4_GROUP, NVFP4_GROUP, Mxfp4, Nvfp4
 from quantize.scaled import BLOCK, Scaled, Shape
+from quantize.static_scales import NO_SCALES, StaticScales
 
 FORMAT_VERSION = "0.19.0"
 """The compressed-tensors release whose files these equal."""
 IGNORE = ("lm_head", "model.embed_tokens")
 INT4_GROUP = 128
 _CONFIG_NAME = "config.json"
-_FUSED = {
-    **dict.fromkeys(("attn_q", "attn_k", "attn_v"), "attn_q"),
-    **dict.fromkeys(("ffn_gate", "ffn_up"), "ffn_gate"),
-}
-"""Roles that vLLM runs as one matrix, by the first of them."""
 
 _FLOAT8: dict[str, Any] = {"num_bits": 8, "type": "float"}
 _INT8: dict[str, Any] = {"num_bits": 8, "type": "int"}
@@ -135,19 +132,39 @@ TARGETS: dict[str, Target] = {
 }
 
 
+CALIBRATED: dict[str, Target] = {
+    "FP8": Target(
+        partial(Scaled, code="E4M3", unit="tensor"),
+        "float-quantized",
+        _arguments("tensor", observer="memoryless_minmax", **_FLOAT8),
+        _arguments("tensor", observer="static_minmax", **_FLOAT8),
+        preset="group_0",
+    ),
+}
+KNOWN = {**TARGETS, **CALIBRATED}
+_CACHE8 = _arguments("tensor", **_FLOAT8)
+
+
 def plan_compressed(
-    folder: str, target: str, checkpoint: Checkpoint, tensors: Sequence[Tensor], numerics: str
+    folder: str,
+    target: str,
+    checkpoint: Checkpoint,
+    tensors: Sequence[Tensor],
+    numerics: str,
+    scales: StaticScales = NO_SCALES,
 ) -> PlannedArtifact:
     """Plan the folder: every shard, its index, config.json, and the side files to copy.
 
-    Matrices that share a scale are put into the shard of the first of them.
+    Matrices that share a scale are put into the shard of the first of them. Static scales go into
+    the shard of the matrix they belong to.
     """
     shards: dict[str, list[OutputTensor]] = {shard: [] for shard in checkpoint.shards}
     homes = {_key(t, t.rule.role): t.info.file for t in tensors}
     for tensor in tensors:
-        role = _FUSED.get(tensor.rule.role) if TARGETS[target].fused else None
+        role = FUSED.get(tensor.rule.role) if KNOWN[target].fused else None
         home = homes[_key(tensor, role)] if role else tensor.info.file
         shards[home] += _outputs(tensor, target, numerics)
+        shards[home] += scales.of(tensor, numerics)
     files: list[PlannedFile] = []
     weight_map: dict[str, str] = {}
     total = 0
@@ -164,7 +181,7 @@ def plan_compressed(
     index = {"metadata": {"total_size": total}, "weight_map": weight_map}
     files.append(_json_file(f"{folder}/{INDEX_NAME}", index))
     config = read_json_object(checkpoint.path / _CONFIG_NAME)
-    config["quantization_config"] = quantization_config(target)
+    config["quantization_config"] = quantization_config(target, kv_cache=scales.kv_cache)
     files.append(_json_file(f"{folder}/{_CONFIG_NAME}", config))
     copies = tuple(copy for copy in checkpoint.side_files() if copy != _CONFIG_NAME)
     return PlannedArtifact(folder, target, tuple(files), copies, is_folder=True)
@@ -176,7 +193,7 @@ def _key(tensor: Tensor, role: str) -> tuple[int | None, int | None, str, bool]:
 
 def _outputs(tensor: Tensor, target: str, numerics: str) -> list[OutputTensor]:
     """What becomes of one tensor: itself, or its codes and scales."""
-    info, row = tensor.info, TARGETS[target]
+    info, row = tensor.info, KNOWN[target]
     source = (Source(info, 0, info.rows),)
     output = OutputTensor(info.name, info.shape, info.dtype, Cast(info.dtype), source)
     if tensor.rule.role not in LINEAR_ROLES or len(info.shape) != 2:
@@ -187,7 +204,7 @@ def _outputs(tensor: Tensor, target: str, numerics: str) -> list[OutputTensor]:
             f" {target} needs; choose another target"
         )
     scheme = row.scheme(target, info.dtype, numerics=numerics)
-    fused = _FUSED.get(tensor.rule.role) if row.fused else None
+    fused = FUSED.get(tensor.rule.role) if row.fused else None
     group = f"layers.{tensor.layer}.{tensor.expert}.{fused}" if fused else ""
     outputs = [replace(output, scheme=scheme, group=group)]
     if row.format == "pack-quantized":
@@ -213,9 +230,9 @@ def _json_file(path: str, content: dict[str, Any]) -> PlannedFile:
     return PlannedFile(path, text, len(text))
 
 
-def quantization_config(target: str) -> dict[str, Any]:
+def quantization_config(target: str, *, kv_cache: bool = False) -> dict[str, Any]:
     """A target as compressed-tensors words it in config.json."""
-    row = TARGETS[target]
+    row = KNOWN[target]
     return {
         "config_groups": {
             row.preset or target: {
@@ -229,9 +246,10 @@ def quantization_config(target: str) -> dict[str, Any]:
         "format": row.format,
         "global_compression_ratio": None,
         "ignore": list(IGNORE),
-        "kv_cache_scheme": None,
+        "kv_cache_scheme": _CACHE8 if kv_cache else None,
         "quant_method": "compressed-tensors",
         "quantization_status": "compressed",
         "transform_config": {},
         "version": FORMAT_VERSION,
+        **({"sparsity_config": {}} if target in CALIBRATED else {}),
     }

@@ -8,7 +8,7 @@ name, i32 calls, i32 values, f32 values (sums of means over calls); then i32 chu
 data set. A stacked expert tensor has one row of weights for each expert.
 
 The file is known by its sha256, never by its path. `importance_for` refuses one of another
-model.
+model. `encode_importance` makes the GGUF form, entries sorted by name as llama-imatrix has them.
 """
 
 from __future__ import annotations
@@ -20,9 +20,10 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
+from numpy.typing import NDArray
 
 from convert.errors import InputError
-from convert.gguf import MAGIC
+from convert.gguf import MAGIC, Field, GGUFTensor, encode_header, pad
 from convert.gguf_plan import GGUFOutput
 from convert.gguf_reader import GGUFFile, read_gguf
 from convert.output_tensor import Importance
@@ -88,6 +89,34 @@ def _floats(file: GGUFFile, name: str) -> Float32:
         raise InputError(f"{file.path}: {name} is {tensor.ggml_type}, expected F32")
     columns = tensor.shape[-1]
     return np.frombuffer(file.read(name), dtype="<f4").reshape(-1, columns)
+
+
+def encode_importance(
+    sums: Mapping[str, NDArray[np.float64]],
+    counts: Mapping[str, NDArray[np.float64]],
+    *,
+    dataset: str,
+    chunks: int,
+    chunk_tokens: int,
+) -> bytes:
+    """The GGUF form of sums (matrices, columns) and counts (matrices,), by tensor name.
+
+    `dataset` is published with whatever is made from the file: a name, never a path.
+    """
+    tensors, data, offset = [], [], 0
+    for name in sorted(sums):
+        for suffix, values in ((_SUMS, sums[name]), (_COUNTS, counts[name].reshape(-1, 1))):
+            tensors.append(GGUFTensor(name + suffix, "F32", values.shape, offset))
+            raw = values.astype("<f4").tobytes()
+            data.append(raw + b"\0" * (pad(len(raw)) - len(raw)))
+            offset += len(data[-1])
+    fields = [
+        Field("general.type", "str", "imatrix"),
+        Field("imatrix.datasets", "[str]", [dataset]),
+        Field("imatrix.chunk_count", "u32", chunks),
+        Field("imatrix.chunk_size", "u32", chunk_tokens),
+    ]
+    return encode_header(fields, tensors) + b"".join(data)
 
 
 def _read_legacy(path: Path, data: bytes) -> dict[str, Float32]:

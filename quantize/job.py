@@ -10,6 +10,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from functools import partial
 from pathlib import Path
+from typing import Any
 
 from convert import checkpoint_copy, job
 from convert.errors import InputError
@@ -19,26 +20,50 @@ from convert.model import Model
 from convert.plan import PlannedArtifact
 from convert.workers import Progress
 from quantize.abliteration.edit_folder import read_edit
+from quantize.calibrate import calibrate
+from quantize.calibration import Calibration, check_model, read_calibration
 from quantize.choice import NO_OVERRIDES, Overrides
-from quantize.compressed_tensors import TARGETS, plan_compressed
+from quantize.compressed_tensors import CALIBRATED, KNOWN, plan_compressed
 from quantize.gguf_targets import Options, plan_mixture, plan_own_mixture, plan_size_target
 from quantize.importance import read_importance
 from quantize.mixture_table import MIXTURES
 from quantize.own_mixture import SUFFIXES, read_own_mixture
 from quantize.scaled import NUMERICS
 from quantize.size_target import SizeTarget
+from quantize.static_scales import StaticScales
 
 
-def plan_folder(model: Model, target: str, numerics: str) -> PlannedArtifact:
-    """Plan the compressed-tensors folder `<name>-<target>`."""
+def plan_folder(
+    model: Model,
+    target: str,
+    numerics: str,
+    calibration: Calibration | None = None,
+    kv_cache: bool = False,
+) -> PlannedArtifact:
+    """Plan the compressed-tensors folder `<name>-<target>`, with the scales of a calibration."""
+    if (target in CALIBRATED or kv_cache) and calibration is None:
+        what = "--kv-cache-fp8" if kv_cache else target
+        raise InputError(
+            f"{what} needs what is known of activations: pass --calibration with a folder that"
+            " `hermes-quant calibrate` made, or with a file of conversations"
+        )
+    if calibration is not None:
+        check_model(calibration, model.checkpoint)
+    scales = StaticScales(calibration, inputs=target in CALIBRATED, kv_cache=kv_cache)
     folder = f"{model.name}-{target}"
-    return plan_compressed(folder, target, model.checkpoint, model.tensors, numerics)
+    return plan_compressed(folder, target, model.checkpoint, model.tensors, numerics, scales)
 
 
-def planners(options: Options, numerics: str = NUMERICS[0]) -> dict[str, Planner]:
+def planners(
+    options: Options,
+    numerics: str = NUMERICS[0],
+    calibration: Calibration | None = None,
+    kv_cache: bool = False,
+) -> dict[str, Planner]:
     """Every target by name."""
+    folder = partial(plan_folder, numerics=numerics, calibration=calibration, kv_cache=kv_cache)
     return {
-        **dict.fromkeys(TARGETS, partial(plan_folder, numerics=numerics)),
+        **dict.fromkeys(KNOWN, folder),
         **dict.fromkeys(MIXTURES, partial(plan_mixture, options=options)),
         **job.planners(options.max_file_bytes),
         checkpoint_copy.TARGET: checkpoint_copy.plan_copy,
@@ -54,6 +79,8 @@ def quantize(
     bits_per_weight: float | None = None,
     imatrix: Path | None = None,
     abliterate: Path | None = None,
+    calibration: Path | None = None,
+    kv_cache: bool = False,
     overrides: Overrides = NO_OVERRIDES,
     max_file_bytes: int | None = None,
     numerics: str = NUMERICS[0],
@@ -70,13 +97,20 @@ def quantize(
     A target is a name in the registry or the path of a YAML file with one's own mixture.
     `fit_bytes` and `bits_per_weight` each ask for one more: the best mixture that fits.
     `abliterate` is an EDIT folder: its edits are made before any target is encoded.
+    `calibration` is a folder that `calibrate` made, or a file of conversations, which is calibrated
+    with into `out/calibration` first; it gives the imatrix unless `imatrix` does, the input scales
+    of FP8, and with `kv_cache` the scales of an FP8 KV cache in every folder for vLLM.
     `numerics` is the profile of the compressed-tensors schemes (`scaled.py`).
     """
     if numerics not in NUMERICS:
         raise InputError(f"unknown numerics {numerics!r}; --numerics takes {', '.join(NUMERICS)}")
-    importance = read_importance(imatrix) if imatrix else None
+    found = _calibration(model, calibration, out, dry_run=dry_run, force=force)
+    weights = imatrix or (found.imatrix if found else None)
+    importance = read_importance(weights) if weights else None
     options = Options(importance, overrides, max_file_bytes)
-    known, wanted = planners(options, numerics), []
+    known, wanted = planners(options, numerics, found, kv_cache), []
+    if kv_cache and not KNOWN.keys() & set(targets):
+        raise InputError(f"--kv-cache-fp8 is for folders for vLLM; --to none of {', '.join(KNOWN)}")
     for target in targets:
         if target.endswith(SUFFIXES):
             mixture = read_own_mixture(Path(target))
@@ -103,7 +137,7 @@ def quantize(
         known,
         name=name,
         metadata=metadata,
-        recipe=options.recipe() | ({} if numerics == NUMERICS[0] else {"numerics": numerics}),
+        recipe=options.recipe() | _recipe(numerics, found, kv_cache),
         force=force,
         dry_run=dry_run,
         memory_bytes=memory_bytes,
@@ -111,3 +145,26 @@ def quantize(
         on_progress=on_progress,
         edits=read_edit(abliterate).edits_of if abliterate else None,
     )
+
+
+def _calibration(
+    model: str, given: Path | None, out: Path, *, dry_run: bool, force: bool
+) -> Calibration | None:
+    """The calibration that was asked for; made first where conversations were given."""
+    if given is None:
+        return None
+    if given.suffix != ".jsonl":
+        return read_calibration(given)
+    if dry_run:
+        raise InputError(f"{given}: a dry run calibrates nothing; pass a calibration's folder")
+    return calibrate(model, out / "calibration", given, force=force)
+
+
+def _recipe(numerics: str, calibration: Calibration | None, kv_cache: bool) -> dict[str, Any]:
+    """What the sidecar says beyond the options of the GGUF types."""
+    found: dict[str, Any] = {} if numerics == NUMERICS[0] else {"numerics": numerics}
+    if calibration is not None:
+        found["calibration_sha256"] = calibration.sha256
+    if kv_cache:
+        found["kv_cache"] = "fp8"
+    return found

@@ -18,6 +18,11 @@ from convert.tensor import TensorInfo
 
 LINEAR_ROLES = ("attn_q", "attn_k", "attn_v", "attn_output", "ffn_gate", "ffn_up", "ffn_down")
 """The matrices of a decoder layer: what a Linear-targeting scheme quantizes."""
+FUSED = {
+    **dict.fromkeys(("attn_q", "attn_k", "attn_v"), "attn_q"),
+    **dict.fromkeys(("ffn_gate", "ffn_up"), "ffn_gate"),
+}
+"""Roles whose matrices have one input, and which vLLM runs as one matrix, by the first of them."""
 
 
 @dataclass(frozen=True, slots=True)

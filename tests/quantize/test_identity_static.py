@@ -1,0 +1,179 @@
+"""Static FP8 and the scales of an FP8 KV cache are what llm-compressor's `oneshot` makes."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+import transformers
+from safetensors import safe_open
+
+from convert.errors import InputError
+from quantize.calibrate import calibrate
+from quantize.calibration import Calibration
+from quantize.calibration_text import BUNDLED, read_calibration_text
+from quantize.job import quantize
+from tests.miniature import change_json, write_checkpoint
+from verify.lint.lint import lint
+
+NANO = Path(__file__).parents[2] / "examples" / "hermes-nano"
+CACHE = {"num_bits": 8, "type": "float", "strategy": "tensor", "dynamic": False, "symmetric": True}
+
+
+@pytest.fixture(scope="module")
+def data(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A dozen of the bundled conversations."""
+    path = tmp_path_factory.mktemp("data") / "few.jsonl"
+    path.write_text("\n".join(BUNDLED.read_text().split("\n")[:60:5]))
+    return path
+
+
+@pytest.fixture(scope="module")
+def calibration(tmp_path_factory: pytest.TempPathFactory, data: Path) -> Calibration:
+    """Of hermes-nano, computed in the dtype that llm-compressor computes in."""
+    out = tmp_path_factory.mktemp("calibration")
+    return calibrate(str(NANO), out, data, chunk_tokens=256, dtype="bfloat16")
+
+
+@pytest.fixture(scope="module")
+def ours(tmp_path_factory: pytest.TempPathFactory, calibration: Calibration) -> Path:
+    out = tmp_path_factory.mktemp("ours")
+    quantize(str(NANO), out, ["FP8"], calibration=calibration.folder, kv_cache=True, name="m")
+    return out / "m-FP8"
+
+
+@pytest.fixture(scope="module")
+def theirs(tmp_path_factory: pytest.TempPathFactory, data: Path) -> Path:
+    """What `oneshot` saves, given the same chunks of ids."""
+    from datasets import Dataset, disable_progress_bars
+    from llmcompressor import oneshot
+    from llmcompressor.modifiers.quantization import QuantizationModifier
+    from loguru import logger
+
+    logger.disable("llmcompressor")
+    disable_progress_bars()
+    out = tmp_path_factory.mktemp("theirs")
+    chunks = read_calibration_text(NANO, data, 256).chunks
+    rows = [{"input_ids": list(ids), "attention_mask": [1] * len(ids)} for ids in chunks]
+    model = transformers.AutoModelForCausalLM.from_pretrained(NANO, dtype="auto")
+    recipe = QuantizationModifier(
+        targets="Linear", scheme="FP8", ignore=["lm_head"], kv_cache_scheme=CACHE
+    )
+    oneshot(
+        model=model,
+        dataset=Dataset.from_list(rows),
+        recipe=recipe,
+        num_calibration_samples=len(rows),
+        max_seq_length=256,
+    )
+    model.save_pretrained(out, save_compressed=True)
+    return out
+
+
+def tensors(folder: Path) -> Iterator[tuple[str, torch.Tensor]]:
+    with safe_open(folder / "model.safetensors", "pt") as file:
+        yield from ((name, file.get_tensor(name)) for name in file.keys())  # noqa: SIM118
+
+
+def test_weights_and_scales_are_those_of_the_peer(ours: Path, theirs: Path) -> None:
+    wanted, found = dict(tensors(theirs)), dict(tensors(ours))
+    assert found.keys() == wanted.keys()
+    for name, tensor in wanted.items():
+        assert (found[name].dtype, found[name].shape) == (tensor.dtype, tensor.shape), name
+        if name.endswith(("input_scale", ".k_scale", ".v_scale")):
+            # rounding in bf16 depends on how many tokens go through a layer at once
+            torch.testing.assert_close(found[name], tensor, rtol=2.0**-7, atol=0)
+        else:
+            assert torch.equal(found[name].view(torch.uint8), tensor.view(torch.uint8)), name
+
+
+def test_the_configuration_is_that_of_the_peer_but_for_the_embedding(
+    ours: Path, theirs: Path
+) -> None:
+    wanted, found = (
+        json.loads((folder / "config.json").read_text())["quantization_config"]
+        for folder in (theirs, ours)
+    )
+    assert found.pop("ignore") == ["lm_head", "model.embed_tokens"]
+    assert wanted.pop("ignore") == ["lm_head"]
+    assert found == wanted
+
+
+def test_side_files_are_the_sources_and_nothing_cuts_prompts(ours: Path) -> None:
+    for name in ("tokenizer.json", "tokenizer_config.json", "generation_config.json"):
+        assert (ours / name).read_bytes() == (NANO / name).read_bytes()
+    assert json.loads((ours / "tokenizer.json").read_text())["truncation"] is None
+
+
+def test_a_fresh_folder_has_nothing_to_lint(ours: Path) -> None:
+    assert [str(finding) for finding in lint(ours).findings] == []
+
+
+def test_scales_of_the_cache_go_with_any_folder(tmp_path: Path, calibration: Calibration) -> None:
+    targets = ["FP8_DYNAMIC", "Q4_K_M"]
+    job = quantize(
+        str(NANO), tmp_path, targets, calibration=calibration.folder, kv_cache=True, name="m"
+    )
+    found = dict(tensors(tmp_path / "m-FP8_DYNAMIC"))
+    for layer, (key, value) in enumerate(zip(calibration.keys, calibration.values, strict=True)):
+        prefix = f"model.layers.{layer}.self_attn."
+        for name, absmax in (("k_scale", key), ("v_scale", value)):
+            wanted = (torch.tensor([absmax]) / 448).to(torch.bfloat16)
+            assert torch.equal(found[prefix + name], wanted)
+    assert not any(name.endswith("input_scale") for name in found)
+    assert [str(finding) for finding in lint(tmp_path / "m-FP8_DYNAMIC").findings] == []
+    assert job.results[0].artifact.recipe["calibration_sha256"] == calibration.sha256
+
+
+def test_conversations_are_calibrated_with_on_the_way(tmp_path: Path, data: Path) -> None:
+    quantize(str(NANO), tmp_path, ["FP8"], calibration=data, name="m")
+    made = calibrate(str(NANO), tmp_path / "calibration", data)  # it is there and is kept
+    found = dict(tensors(tmp_path / "m-FP8"))
+    for module, absmax in made.inputs.items():
+        scale = found[f"{module}.input_scale"]
+        assert scale.item() == pytest.approx(absmax / 448, rel=2**-8)
+
+
+@pytest.mark.parametrize(
+    ("targets", "options", "message"),
+    [
+        (["FP8"], {}, "FP8 needs what is known of activations: pass --calibration"),
+        (["FP8_DYNAMIC"], {"kv_cache": True}, "--kv-cache-fp8 needs what is known"),
+        (["Q8_0"], {"kv_cache": True}, "--kv-cache-fp8 is for folders for vLLM"),
+        (["FP8"], {"calibration": BUNDLED, "dry_run": True}, "a dry run calibrates nothing"),
+        (["FP8"], {"calibration": NANO}, "not a complete calibration"),
+    ],
+)
+def test_what_is_missing_is_said(
+    tmp_path: Path, targets: list[str], options: dict, message: str
+) -> None:
+    with pytest.raises(InputError, match=message):
+        quantize(str(NANO), tmp_path, targets, name="m", **options)
+
+
+def test_a_calibration_of_another_model_is_refused(
+    tmp_path: Path, calibration: Calibration
+) -> None:
+    other = write_checkpoint(tmp_path / "other")
+    with pytest.raises(InputError, match="made from another model"):
+        quantize(str(other), tmp_path / "out", ["FP8"], calibration=calibration.folder)
+
+
+def test_a_calibration_whose_files_were_changed_is_refused(
+    tmp_path: Path, calibration: Calibration
+) -> None:
+    for name in ("imatrix.gguf", "activations.json", "calibration.json"):
+        (tmp_path / name).write_bytes((calibration.folder / name).read_bytes())
+    change_json(tmp_path / "activations.json", keys=[1.0])
+    with pytest.raises(InputError, match=r"not the file that calibration\.json describes"):
+        quantize(str(NANO), tmp_path / "out", ["FP8"], calibration=tmp_path)
+
+
+def test_a_matrix_that_no_token_reached_has_no_scale(calibration: Calibration) -> None:
+    assert np.isfinite(calibration.input_absmax("model.layers.0.self_attn.q_proj"))
+    with pytest.raises(InputError, match=r"no token of the calibration text reached model\.x"):
+        calibration.input_absmax("model.x")
