@@ -83,6 +83,14 @@ def test_an_index_that_names_a_missing_file(source: Path) -> None:
         refuse(source, "missing", f"needs it for '{GATE}'")
 
 
+def test_a_shard_that_would_be_copied_as_a_side_file(source: Path) -> None:
+    weight_map = json.loads((source / INDEX).read_text())["weight_map"]
+    (source / FIRST).rename(source / "first.weights")
+    renamed = {name: "first.weights" if s == FIRST else s for name, s in weight_map.items()}
+    change_json(source / INDEX, weight_map=renamed)
+    refuse(source, "first.weights", INDEX, "expected a .safetensors file")
+
+
 @pytest.mark.parametrize("shard", ["../source/config.json", "/etc/passwd", "", "..", 7, None])
 def test_an_index_that_leads_out_of_the_folder(source: Path, shard: object) -> None:
     weight_map = json.loads((source / INDEX).read_text())["weight_map"]
