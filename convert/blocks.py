@@ -150,6 +150,8 @@ def missing_bytes(plan: Plan, values: int, done: Done) -> int:
 
 def row_blocks(info: TensorInfo, rows: int, step: int, values: int) -> Iterator[Rows]:
     """`rows` rows of `info` in blocks of whole steps, about `values` values each."""
+    if not info.columns:  # a header may claim any number of rows that hold nothing
+        values = rows
     block = max(values // max(info.columns, 1) // step, 1) * step
     for start in range(0, rows, block):
         yield start, min(start + block, rows)

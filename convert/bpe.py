@@ -55,11 +55,8 @@ def read_bpe(path: Path, raw: Mapping[str, Any], size: int) -> Pieces:
     if not isinstance(model, dict) or model.get("type", "BPE") != "BPE":
         kind = model.get("type") if isinstance(model, dict) else None
         raise UnsupportedError(f"{path}: a {kind} tokenizer; BPE and SentencePiece are supported")
-    found: dict[int, tuple[str, TokenType]] = {}
-    for text, i in ids_by_text(path, model.get("vocab")).items():
-        if i in found:
-            raise CheckpointError(f"{path}: token id {i} is both {found[i][0]!r} and {text!r}")
-        found[i] = (text, TokenType.NORMAL)
+    vocab = ids_by_text(path, model.get("vocab"))
+    found = {i: (text, TokenType.NORMAL) for text, i in vocab.items()}
     for i, token in added_tokens(path, raw).items():
         text = token["content"]
         if found.get(i, (text,))[0] != text:

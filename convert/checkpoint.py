@@ -204,6 +204,10 @@ def _read_index(path: Path) -> dict[str, str]:
             raise CheckpointError(f"{index}: {name!r} is said to be in {shard!r}, not a file name")
         if not os.path.isfile(path / shard):  # Path.is_file raises for a name that is too long
             raise CheckpointError(f"{path / shard}: missing; {index.name} needs it for {name!r}")
+        if not shard.endswith(".safetensors"):  # it would be a side file too, copied over its shard
+            raise CheckpointError(
+                f"{path / shard}: {index.name} needs it for {name!r}; expected a .safetensors file"
+            )
     return weight_map
 
 

@@ -19,6 +19,7 @@ default one. Nothing is rendered here (`convert/rendering.py`) and nothing score
 from __future__ import annotations
 
 import json
+from collections import Counter
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -226,8 +227,7 @@ def _load_json(line: str, where: str) -> Any:
 def _no_twins(pairs: list[tuple[str, Any]]) -> JsonObject:
     result = dict(pairs)
     if len(result) < len(pairs):
-        keys = [key for key, _ in pairs]
-        twin = next(key for key in keys if keys.count(key) > 1)
+        twin = Counter(key for key, _ in pairs).most_common(1)[0][0]
         raise ValueError(f"key {twin!r} appears twice in one object")
     return result
 

@@ -8,6 +8,8 @@ from convert.terminal import console, plain_table, printable, readable_size
 
 def print_inspection(found: Inspection) -> None:
     """Print one row a fact."""
+    from rich.markup import escape
+
     table = plain_table("", "")
     table.show_header = False
     scaling = f", {found.rope_scaling} rope scaling" if found.rope_scaling else ""
@@ -28,7 +30,7 @@ def print_inspection(found: Inspection) -> None:
         "chat templates": ", ".join(found.chat_templates) or "none",
     }
     for key, value in rows.items():
-        table.add_row(f"[bold]{key}", printable(value).replace("[", r"\["))
+        table.add_row(f"[bold]{key}", escape(printable(value)))
     for stored in found.stored:
         size = readable_size(stored.size_bytes)
         row = f"{stored.tensors} tensors, {stored.values:,} values, {size}"

@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from convert.job import Job
-from convert.terminal import console, plain_table, print_json, readable_size, warn
+from convert.terminal import console, plain_table, print_json, printable, readable_size, warn
 
 
 def print_job(job: Job, out: Path, *, as_json: bool) -> None:
@@ -29,7 +29,7 @@ def print_job(job: Job, out: Path, *, as_json: bool) -> None:
         warn(str(lint))
     for planned in job.plan.artifacts:
         for note in planned.notes:
-            stdout.print(f"{planned.name}: {note}")
+            stdout.print(f"{planned.name}: {note}", markup=False)
         for warning in planned.warnings:
             warn(f"{planned.name}: {warning}")
         changed = results[planned.name].artifact.values_changed if results else 0
@@ -39,7 +39,7 @@ def print_job(job: Job, out: Path, *, as_json: bool) -> None:
                 " hold every value of the source"
             )
     if results:
-        stdout.print(f"in {out}")
+        stdout.print(f"in {printable(str(out))}", markup=False)
     else:
         stdout.print(
             f"read {job.plan.read_bytes:,} bytes, write {job.plan.write_bytes:,};"

@@ -28,6 +28,9 @@ MAX_HEADER_BYTES = 100_000_000
 MAX_DIMENSIONS = 64
 """numpy's limit; the product of a million sizes would take hours."""
 
+MAX_EMPTY = 1 << 60
+"""The sizes of a tensor without values have no file to be held against; numpy's limit is 2^63."""
+
 
 @dataclass(frozen=True, slots=True)
 class StoredTensor:
@@ -144,6 +147,8 @@ def _tensor(path: Path, file: str, name: str, entry: object, data_start: int) ->
         raise CheckpointError(
             f"{where}: {end - begin} bytes in the header, but {dtype} {shape} takes {expected}"
         )
+    if not expected and math.prod(size or 1 for size in shape) >= MAX_EMPTY:
+        raise CheckpointError(f"{where}: shape {shape!r} holds nothing and is too large for an array")
     return TensorInfo(name, dtype, tuple(shape), file, data_start + begin)
 
 

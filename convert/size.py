@@ -5,6 +5,7 @@ because 7% lie between the two at a gigabyte and nobody remembers which one a ba
 from __future__ import annotations
 
 import re
+from decimal import Decimal
 
 from convert.errors import InputError
 
@@ -13,7 +14,7 @@ _UNITS = {
     **{f"{p}B": 1000**i for i, p in enumerate("kMGT", 1)},
     **{f"{p}iB": 1024**i for i, p in enumerate("KMGT", 1)},
 }
-_SIZE = re.compile(r"\s*(\d+(?:\.\d+)?)\s*([kKMGT]?i?B)\s*")
+_SIZE = re.compile(r"\s*(\d{1,21}(?:\.\d{1,21})?)\s*([kKMGT]?i?B)\s*")
 
 
 def parse_size(text: str) -> int:
@@ -21,6 +22,6 @@ def parse_size(text: str) -> int:
     match = _SIZE.fullmatch(text)
     unit = match[2] if match else ""
     unit = "kB" if unit == "KB" else unit
-    if match is None or unit not in _UNITS or float(match[1]) <= 0:
+    if match is None or unit not in _UNITS or not Decimal(match[1]):
         raise InputError(f"{text!r} is not a size; write a number and a unit: 50GB or 46.5GiB")
-    return int(float(match[1]) * _UNITS[unit])
+    return int(Decimal(match[1]) * _UNITS[unit])  # 4.1GB is not 4099999999

@@ -16,12 +16,14 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+from convert.chat_template import CONFIG_NAME
 from convert.errors import CheckpointError
 from convert.model_spec import read_json_object
 from convert.tokenizer import Pieces, TokenType, added_tokens, added_type, fill, ids_by_text
 
 ADDED_SCORE, HOLE_SCORE = -1000.0, -10000.0
 _BYTE = re.compile(r"<0x[0-9A-Fa-f]{2}>")
+_ID = re.compile(r"[0-9]{1,9}")
 _SPACE = "\u2581"
 
 
@@ -39,13 +41,11 @@ def read_spm_model(folder: Path, config: Mapping[str, Any], size: int) -> Pieces
     processor = SentencePieceProcessor()
     try:
         processor.LoadFromFile(str(path))
-    except (OSError, RuntimeError) as error:
+        ids = range(processor.vocab_size())
+        found = {i: (processor.IdToPiece(i), _model_type(processor, i)) for i in ids}
+    except (OSError, RuntimeError, UnicodeDecodeError) as error:
         raise CheckpointError(f"{path}: not a SentencePiece model: {error}") from error
-    found: dict[int, tuple[str, TokenType]] = {}
-    scores: dict[int, float] = {}
-    for i in range(processor.vocab_size()):
-        found[i] = (processor.IdToPiece(i), _model_type(processor, i))
-        scores[i] = processor.GetScore(i)
+    scores: dict[int, float] = {i: processor.GetScore(i) for i in ids}
     for i, text, kind in _laid_over(folder, config):
         found[i], scores[i] = (text, kind), ADDED_SCORE
     tokens, types = fill(path, found, size)
@@ -66,9 +66,15 @@ def _laid_over(folder: Path, config: Mapping[str, Any]) -> list[tuple[int, str, 
     """Added tokens from both places they are written to, the later one winning."""
     added_path = folder / "added_tokens.json"
     added = read_json_object(added_path) if added_path.is_file() else {}
-    found = [(int(i), text, TokenType.USER_DEFINED) for text, i in added.items()]
-    for key, token in (config.get("added_tokens_decoder") or {}).items():
-        text = str(token["content"])
+    ids = ids_by_text(added_path, added, "added tokens")
+    found = [(i, text, TokenType.USER_DEFINED) for text, i in ids.items()]
+    path, listed = folder / CONFIG_NAME, config.get("added_tokens_decoder") or {}
+    if not isinstance(listed, dict):
+        raise CheckpointError(f"{path}: added_tokens_decoder is malformed; expected tokens by id")
+    for key, token in listed.items():
+        text = token.get("content") if isinstance(token, dict) else None
+        if not _ID.fullmatch(key) or not isinstance(text, str):
+            raise CheckpointError(f"{path}: added token {key!r}: {token!r} has no id or no content")
         kind = added_type(text, special=bool(token.get("special")))
         shown = text if kind is TokenType.CONTROL else text.replace(_SPACE, " ")
         found.append((int(key), shown, kind))
@@ -85,7 +91,10 @@ def read_spm_json(path: Path, raw: Mapping[str, Any], size: int) -> Pieces:
     found = {i: (text, _json_type(text, model.get("unk_token"))) for text, i in vocab.items()}
     scores = dict.fromkeys(found, 0.0)
     for rank, merge in reversed(list(enumerate(merges))):
-        piece = "".join(merge.split(" ", 1) if isinstance(merge, str) else merge)
+        pair = merge.split(" ", 1) if isinstance(merge, str) else merge
+        if not isinstance(pair, list) or not all(isinstance(text, str) for text in pair):
+            raise CheckpointError(f"{path}: merge {merge!r} is not a pair of texts")
+        piece = "".join(pair)
         if piece in vocab:  # several merges can make one piece: the first of them counts
             scores[vocab[piece]] = -1.0 - rank
     for i, token in added_tokens(path, raw).items():

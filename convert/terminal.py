@@ -33,10 +33,10 @@ def readable_size(size_bytes: int) -> str:
 
 
 def console() -> Console:
-    """Standard output; a pipe has no width, so nothing is cut there."""
+    """Standard output; a pipe has no width, so nothing is cut there. `:x:` in a name is no emoji."""
     from rich.console import Console
 
-    return Console(width=None if sys.stdout.isatty() else 1000)
+    return Console(width=None if sys.stdout.isatty() else 1000, emoji=False)
 
 
 def plain_table(*columns: str, right: Sequence[str] = ()) -> Table:

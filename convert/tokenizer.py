@@ -169,10 +169,14 @@ def objects(path: Path, key: str, value: object) -> list[dict[str, Any]]:
     return found
 
 
-def ids_by_text(path: Path, vocab: object) -> dict[str, int]:
-    """tokenizer.json's `model.vocab`, checked."""
+def ids_by_text(path: Path, vocab: object, what: str = "model.vocab") -> dict[str, int]:
+    """tokenizer.json's `model.vocab`, checked; no id may have two texts."""
     if not isinstance(vocab, dict) or not all(is_id(i) for i in vocab.values()):
-        raise CheckpointError(f"{path}: model.vocab is malformed; expected token ids by text")
+        raise CheckpointError(f"{path}: {what} is malformed; expected token ids by text")
+    texts: dict[int, str] = {}
+    for text, i in vocab.items():
+        if texts.setdefault(i, text) != text:
+            raise CheckpointError(f"{path}: token id {i} is both {texts[i]!r} and {text!r}")
     return vocab
 
 
@@ -195,6 +199,11 @@ def _special_ids(
         text = token_text(config, kind)
         if text in by_text:
             found[kind] = by_text[text]
+            if found[kind] >= vocab_size:  # tokenizer.model gives the tokens, where there is one
+                raise CheckpointError(
+                    f"{folder / 'tokenizer.json'}: the id of {text!r} is {found[kind]}, but"
+                    f" vocab_size is {vocab_size}"
+                )
     for kind in _SPECIAL_KEYS:
         identifier = model_config.get(f"{kind}_token_id")
         if kind not in found and is_id(identifier):

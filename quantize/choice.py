@@ -109,11 +109,12 @@ def parse_type(text: str) -> str:
 
 def parse_pattern(text: str) -> tuple[str, str]:
     """`PATTERN=TYPE` as llama-quantize takes it: a regular expression, in lower case."""
-    pattern, equals, ggml_type = text.rpartition("=")
+    given, equals, ggml_type = text.rpartition("=")
+    pattern = given.lower()  # which may make it another one, or none
     try:
         re.compile(pattern)
-    except re.error as error:
+    except (re.error, OverflowError, RecursionError) as error:
         raise InputError(f"--tensor-type {text!r}: not a regular expression: {error}") from error
     if not equals or not pattern:
         raise InputError(f"--tensor-type {text!r}: expected PATTERN=TYPE, as in attn_v=Q8_0")
-    return pattern.lower(), parse_type(ggml_type)
+    return pattern, parse_type(ggml_type)

@@ -87,8 +87,9 @@ def _floats(file: GGUFFile, name: str) -> Float32:
     tensor = file.tensors[name]
     if tensor.ggml_type != "F32":
         raise InputError(f"{file.path}: {name} is {tensor.ggml_type}, expected F32")
-    columns = tensor.shape[-1]
-    return np.frombuffer(file.read(name), dtype="<f4").reshape(-1, columns)
+    if not tensor.size_bytes:
+        raise InputError(f"{file.path}: {name} is empty; expected a value for every column")
+    return np.frombuffer(file.read(name), dtype="<f4").reshape(-1, tensor.shape[-1])
 
 
 def encode_importance(

@@ -31,7 +31,9 @@ from convert.gguf_plan import GGUFOutput
 from convert.model import FLOAT_FILE_TYPES
 from convert.yaml_file import read_yaml
 from quantize.choice import NO_OVERRIDES, Choice, Overrides, fit, override, parse_type
+from quantize.compressed_tensors import TARGETS
 from quantize.mixture_table import MIXTURES
+from quantize.size_target import SIZE_PREFIXES
 
 ROLES = (*LINEAR_ROLES, "token_embd", "output")
 SUFFIXES = (".yaml", ".yml")
@@ -92,8 +94,9 @@ class OwnMixture(BaseModel):
 
     @model_validator(mode="after")
     def _has_its_own_name(self) -> OwnMixture:
-        if self.name in MIXTURES or self.name in FLOAT_FILE_TYPES:
-            raise ValueError(f"name: {self.name} is a published type's; choose another")
+        taken = self.name in (*MIXTURES, *FLOAT_FILE_TYPES, *TARGETS)
+        if taken or self.name.startswith(SIZE_PREFIXES):  # one of two targets would be dropped
+            raise ValueError(f"name: {self.name} is another target's; choose another")
         return self
 
 

@@ -41,6 +41,8 @@ from quantize.ggml import Ggml
 
 CANDIDATES = ("Q2_K", "Q3_K", "IQ4_XS", "Q4_K", "Q5_K", "Q6_K", "Q8_0")
 CANDIDATES_WITH_IMPORTANCE = ("IQ2_XXS", "IQ2_S", "IQ3_XXS", "IQ3_S")
+SIZE_PREFIXES = ("FIT_", "BPW_")
+"""How the names of size targets begin: bytes, bits per weight."""
 SEED = 20_261_121
 SAMPLE_VALUES = 1 << 18
 LEAST_ROWS = 16
@@ -70,13 +72,13 @@ class SizeTarget:
     def name(self) -> str:
         """The target's name: `FIT_5_2GB`, `BPW_4_6`."""
         if self.size_bytes is None:
-            return f"BPW_{self.bits_per_weight:g}".replace(".", "_")
+            return f"{SIZE_PREFIXES[1]}{self.bits_per_weight:g}".replace(".", "_")
         exact = [f"{self.size_bytes}B"]
         for unit, factor in _UNITS:
             number = f"{self.size_bytes / factor:.3f}".rstrip("0").rstrip(".")
             if 1 <= float(number) < 1000 and round(float(number) * factor) == self.size_bytes:
                 exact.append(f"{number}{unit}")
-        return f"FIT_{min(exact, key=len)}".replace(".", "_")
+        return f"{SIZE_PREFIXES[0]}{min(exact, key=len)}".replace(".", "_")
 
     def limit_bytes(self, parameters: int) -> int:
         """The largest file allowed, for a model of so many parameters."""

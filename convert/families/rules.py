@@ -115,7 +115,7 @@ class Family:
 
 
 def _pattern(hf: str) -> re.Pattern[str]:
-    number = r"(?P<\1>0|[1-9][0-9]*)"
+    number = r"(?P<\1>0|[1-9][0-9]{0,8})"  # int() refuses thousands of digits
     return re.compile(re.sub(r"\\{(layer|expert)\\}", lambda m: m.expand(number), re.escape(hf)))
 
 

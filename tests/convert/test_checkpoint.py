@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import pickle
 from collections.abc import Callable
+from itertools import islice
 from pathlib import Path
 from typing import Any
 
@@ -12,6 +13,7 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
+from convert.blocks import row_blocks
 from convert.checkpoint import Checkpoint
 from convert.errors import CheckpointError, InputError
 from quantize.job import quantize
@@ -83,6 +85,14 @@ def test_an_index_that_names_a_missing_file(source: Path) -> None:
         refuse(source, "missing", f"needs it for '{GATE}'")
 
 
+def test_a_shard_that_would_be_copied_as_a_side_file(source: Path) -> None:
+    weight_map = json.loads((source / INDEX).read_text())["weight_map"]
+    (source / FIRST).rename(source / "first.weights")
+    renamed = {name: "first.weights" if s == FIRST else s for name, s in weight_map.items()}
+    change_json(source / INDEX, weight_map=renamed)
+    refuse(source, "first.weights", INDEX, "expected a .safetensors file")
+
+
 @pytest.mark.parametrize("shard", ["../source/config.json", "/etc/passwd", "", "..", 7, None])
 def test_an_index_that_leads_out_of_the_folder(source: Path, shard: object) -> None:
     weight_map = json.loads((source / INDEX).read_text())["weight_map"]
@@ -135,10 +145,28 @@ def test_a_tensor_of_an_unknown_name(source: Path) -> None:
         quantize(str(source), source.parent / "out", TARGETS)
 
 
-@pytest.mark.parametrize("name", ["model.layers.00.mlp.up_proj.weight", "model.layers.1e0.x"])
+@pytest.mark.parametrize(
+    "name",
+    [
+        "model.layers.00.mlp.up_proj.weight",
+        "model.layers.1e0.x",
+        f"model.layers.{'9' * 5000}.mlp.up_proj.weight",
+    ],
+)
 def test_a_layer_number_that_is_none(tmp_path: Path, name: str) -> None:
     edit = {name: torch.zeros(512, 256, dtype=torch.bfloat16)}
     refuse(write_checkpoint(tmp_path / "s", shape=SHAPE, edit=edit), name, "no tensor of this name")
+
+
+def test_rows_without_a_value_are_one_block(tmp_path: Path) -> None:
+    rows = 1 << 50  # one after the other they would take years
+    edit = {"model.layers.0.self_attn.rotary_emb.inv_freq": torch.zeros(rows, 0)}
+    source = Checkpoint.open(write_checkpoint(tmp_path / "s", shape=SHAPE, edit=edit))
+    info = source.tensors["model.layers.0.self_attn.rotary_emb.inv_freq"]
+    assert list(islice(row_blocks(info, rows, 1, 100), 2)) == [(0, rows)]
+    quantize(str(source.path), tmp_path, ["FP8_DYNAMIC"], name="m")
+    made = Checkpoint.open(tmp_path / "m-FP8_DYNAMIC")
+    assert made.tensors[info.name].shape == (rows, 0)
 
 
 def test_a_layer_too_many(tmp_path: Path) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import time
 from pathlib import Path
 from typing import Any
 
@@ -117,6 +118,16 @@ def test_a_bad_line_is_named(tmp_path: Path, record: Any, complaint: str) -> Non
         read_conversations(path)
     assert str(caught.value).startswith(f"{path}:2")
     assert complaint in str(caught.value)
+
+
+def test_a_key_used_twice_among_many_takes_no_hours(tmp_path: Path) -> None:
+    path = tmp_path / "suite.jsonl"
+    keys = (f'"k{i}": 1' for i in range(200_000))
+    path.write_text("{" + ", ".join([*keys, '"k199999": 2']) + "}\n")
+    began = time.process_time()
+    with pytest.raises(ConversationError, match="key 'k199999' appears twice"):
+        read_conversations(path)
+    assert time.process_time() - began < 30  # one count for every key took an hour
 
 
 def test_an_id_used_twice_names_both_lines(tmp_path: Path) -> None:

@@ -48,6 +48,18 @@ def test_inspect_of_an_unknown_family_says_what_it_can(tmp_path: Path) -> None:
     assert invoke("inspect", source).exit_code == 0
 
 
+def test_names_that_look_like_markup_are_shown_as_they_are(tmp_path: Path) -> None:
+    source = write_checkpoint(tmp_path / "s", shape=Shape(layers=1))
+    (source / "README.md").write_text("---\nmodel_name: 'a\\[/red] [red] :tada:'\n---\n")
+    shown = invoke("inspect", source)
+    assert shown.exit_code == 0, shown.output
+    assert r"a\[/red] [red] :tada:" in shown.stdout
+    out = tmp_path / "x[" / "b][red]:tada:\udcff"  # [/b] closes what nothing has opened
+    done = invoke("convert", source, "--out", out, "--to", "BF16")
+    assert done.exit_code == 0, done.output
+    assert f"in {tmp_path}/x[/b][red]:tada:\\udcff" in done.stdout
+
+
 def test_inspect_of_a_gguf_with_fields_of_the_wrong_type(tmp_path: Path) -> None:
     path = tmp_path / "m.gguf"
     writer = gguf.GGUFWriter(path, "\x1b[31mllama")

@@ -133,6 +133,7 @@ def entry(**changes: object) -> dict[str, object]:
         ({"a": entry(data_offsets=[24, 0])}, "-24 bytes in the header"),
         ({"a": entry(shape=[2, 4])}, r"24 bytes in the header, but F32 \[2, 4\] takes 32"),
         ({"a": entry(shape=[2**40, 2**40])}, "24 bytes in the header"),
+        ({"a": entry(shape=[2**40, 0, 2**40], data_offsets=[0, 0])}, "holds nothing"),
         ({"a": entry(data_offsets=[4, 28])}, "leaves a hole at byte"),
         ({"a": entry(), "b": entry()}, "overlaps the tensor before it"),
         ({"a": entry(shape=[2, 2], data_offsets=[0, 16])}, "longer than its header says"),

@@ -64,13 +64,20 @@ def test_a_tensor_larger_than_a_file_is_named(tmp_path: Path, miniature: Path) -
 
 @pytest.mark.parametrize(
     ("text", "size"),
-    [("50GB", 50 * 10**9), ("1.5 GiB", 3 * 2**29), ("700MB", 7 * 10**8), ("1kB", 1000)],
+    [
+        ("50GB", 50 * 10**9),
+        ("1.5 GiB", 3 * 2**29),
+        ("700MB", 7 * 10**8),
+        ("1kB", 1000),
+        ("4.1GB", 41 * 10**8),
+        ("1" + "0" * 20 + "B", 10**20),
+    ],
 )
 def test_sizes_with_their_unit(text: str, size: int) -> None:
     assert parse_size(text) == size
 
 
-@pytest.mark.parametrize("text", ["50", "50G", "GB", "-1GB", "0GB", "1e9B", "5 gb", "nan GB"])
+@pytest.mark.parametrize("text", ["50", "50G", "GB", "-1GB", "0GB", "1e9B", "5 gb", "nan GB", "9" * 99 + "GB"])
 def test_a_size_without_a_known_unit_is_refused(text: str) -> None:
     with pytest.raises(InputError, match="is not a size"):
         parse_size(text)

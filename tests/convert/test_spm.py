@@ -11,11 +11,13 @@ import pytest
 from convert.errors import CheckpointError
 from convert.gguf_reader import read_gguf
 from convert.tokenizer import TokenType, Vocabulary
-from tests.miniature import Shape, config
+from tests.miniature import Shape, change_json, config
 from tests.peers import LlamaVocabulary
 from tests.vocabularies import data_file, golden, read_folder, write_gguf, write_llama2
 
 SIZE = 32002
+NOT_UTF8 = b"\n\x09\n\x05<unk>\x18\x02\n\x04\n\x02\xff\xfe"
+"""A model of two pieces: `<unk>`, of type 2, and one that is no text."""
 
 
 def vocabulary(folder: Path, size: int = SIZE) -> Vocabulary:
@@ -81,7 +83,57 @@ def test_a_model_larger_than_the_embedding_is_refused_with_the_numbers(tmp_path:
         vocabulary(tmp_path, 32000)
 
 
-def test_a_file_that_is_no_sentencepiece_model(tmp_path: Path) -> None:
-    (tmp_path / "tokenizer.model").write_bytes(b"not a protobuf at all" * 9)
+@pytest.mark.parametrize("content", [b"not a protobuf at all" * 9, NOT_UTF8])
+def test_a_file_that_is_no_sentencepiece_model(tmp_path: Path, content: bytes) -> None:
+    (tmp_path / "tokenizer.model").write_bytes(content)
     with pytest.raises(CheckpointError, match=r"tokenizer\.model: not a SentencePiece model"):
+        vocabulary(tmp_path)
+
+
+@pytest.mark.parametrize(
+    ("added", "decoder", "found"),
+    [
+        ({"<x>": "7"}, {}, r"added_tokens\.json: added tokens is malformed"),
+        ({"<x>": 2.7}, {}, r"added_tokens\.json: added tokens is malformed"),
+        ({"<x>": -7}, {}, r"added_tokens\.json: added tokens is malformed"),
+        ({"<x>": 7, "<y>": 7}, {}, "token id 7 is both '<x>' and '<y>'"),
+        ({}, [7], "added_tokens_decoder is malformed"),
+        ({}, {"seven": {"content": "<x>"}}, "added token 'seven'"),
+        ({}, {"-7": {"content": "<x>"}}, "added token '-7'"),
+        ({}, {"7": {}}, "added token '7': {} has no id or no content"),
+        ({}, {"7": "<x>"}, "added token '7': '<x>' has no id or no content"),
+    ],
+)
+def test_added_tokens_that_cannot_be_told(
+    tmp_path: Path, added: object, decoder: object, found: str
+) -> None:
+    write_llama2(tmp_path)
+    (tmp_path / "added_tokens.json").write_text(json.dumps(added))
+    change_json(tmp_path / "tokenizer_config.json", added_tokens_decoder=decoder)
+    with pytest.raises(CheckpointError, match=found):
+        vocabulary(tmp_path)
+
+
+@pytest.mark.parametrize(
+    ("values", "found"),
+    [
+        ({"vocab": {"a": 0, "b": 0}}, "token id 0 is both 'a' and 'b'"),
+        ({"merges": [["a", 1]]}, r"merge \['a', 1\] is not a pair of texts"),
+        ({"merges": [5]}, "merge 5 is not a pair of texts"),
+    ],
+)
+def test_a_json_form_that_cannot_be_told(
+    tmp_path: Path, values: dict[str, object], found: str
+) -> None:
+    model = {"byte_fallback": True, "vocab": {"a": 0, "b": 1}, "merges": [["a", "b"]]}
+    (tmp_path / "tokenizer.json").write_text(json.dumps({"model": {**model, **values}}))
+    with pytest.raises(CheckpointError, match=found):
+        vocabulary(tmp_path)
+
+
+def test_a_special_token_beyond_the_vocabulary(tmp_path: Path) -> None:
+    write_llama2(tmp_path)
+    added = [{"id": 2**40, "content": "<s>"}]
+    (tmp_path / "tokenizer.json").write_text(json.dumps({"added_tokens": added}))
+    with pytest.raises(CheckpointError, match="the id of '<s>' is 1099511627776, but vocab_size"):
         vocabulary(tmp_path)

@@ -10,6 +10,7 @@ import pytest
 
 from benchmarks.conformance import write_imatrix
 from convert.errors import InputError
+from convert.gguf import Field, GGUFTensor, encode_header
 from convert.gguf_reader import read_gguf
 from quantize.choice import Overrides
 from quantize.importance import read_importance
@@ -119,6 +120,19 @@ def test_a_file_that_is_no_imatrix_is_refused(tmp_path: Path, data: bytes) -> No
     with pytest.raises(Exception, match=r"imatrix\.dat") as caught:
         read_importance(path)
     assert type(caught.value).__module__ == "convert.errors"
+
+
+def test_an_entry_without_columns_is_refused(tmp_path: Path) -> None:
+    path = tmp_path / "imatrix.gguf"
+    fields = [Field(key, "u32", 1) for key in ("imatrix.chunk_count", "imatrix.chunk_size")]
+    fields.append(Field("imatrix.datasets", "[str]", ("x",)))
+    tensors = [
+        GGUFTensor("a.in_sum2", "F32", (1, 0), 0),
+        GGUFTensor("a.counts", "F32", (1, 1), 0),
+    ]
+    path.write_bytes(encode_header(fields, tensors) + bytes(32))
+    with pytest.raises(InputError, match=r"imatrix\.gguf: a\.in_sum2 is empty"):
+        read_importance(path)
 
 
 def test_the_sidecar_names_the_hash_and_not_the_path(

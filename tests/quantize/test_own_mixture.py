@@ -8,7 +8,7 @@ import pytest
 
 from convert.errors import InputError
 from convert.gguf_reader import read_gguf
-from quantize.choice import Overrides
+from quantize.choice import Overrides, parse_pattern
 from quantize.job import quantize
 from quantize.own_mixture import read_own_mixture
 from tests.families import write_family
@@ -132,7 +132,10 @@ def test_a_type_that_needs_an_imatrix_is_refused(tmp_path: Path) -> None:
         ("name: M\ndefault: Q9_K", "'Q9_K' is not a ggml type"),
         ("name: M\ndefault: Q4_K\nlayers: [{type: Q8_0}]", "names no layer"),
         ("name: M\ndefault: Q4_K\nlayers: [{first: -1, type: Q8_0}]", "greater than or equal"),
-        ("name: Q4_K_M\ndefault: Q4_K", "a published type"),
+        ("name: Q4_K_M\ndefault: Q4_K", "Q4_K_M is another target's"),
+        ("name: FP8_DYNAMIC\ndefault: Q4_K", "FP8_DYNAMIC is another target's"),
+        ("name: BPW_5\ndefault: Q4_K", "BPW_5 is another target's"),
+        ("name: FIT_5GB\ndefault: Q4_K", "FIT_5GB is another target's"),
         ("name: a/b\ndefault: Q4_K", "should match pattern"),
         ("default: Q4_K", "name: Field required"),
     ],
@@ -140,6 +143,13 @@ def test_a_type_that_needs_an_imatrix_is_refused(tmp_path: Path) -> None:
 def test_mistakes_in_the_file(tmp_path: Path, text: str, expected: str) -> None:
     with pytest.raises(InputError, match=expected):
         read_own_mixture(write(tmp_path, text))
+
+
+@pytest.mark.parametrize("pattern", ["(", "(?P<x>attn_v)", r"attn_v\Z", "a{99999999999}", "(" * 9999])
+def test_a_pattern_that_is_none_in_lower_case(pattern: str) -> None:
+    with pytest.raises(InputError, match="not a regular expression"):
+        parse_pattern(f"{pattern}=Q8_0")
+    assert parse_pattern("ATTN_V=q8_0") == ("attn_v", "Q8_0")
 
 
 def test_two_files_of_one_name_are_refused(tmp_path: Path) -> None:
