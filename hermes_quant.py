@@ -430,7 +430,7 @@ def verify(
     ] = None,
     out: Annotated[
         Path | None,
-        typer.Option("--out", "-o", help="Folder for report.html, report.json and junit.xml."),
+        typer.Option("--out", "-o", help="Folder for the report: HTML, JSON, JUnit."),
     ] = None,
     cache: Annotated[
         Path | None,
@@ -449,6 +449,7 @@ def verify(
         from convert.progress import steps_bar
         from convert.terminal import console, print_json
         from verify.engines.opening import open_engine
+        from verify.prompt_tokens import FILE_NAME
         from verify.reference_cache import default_folder
         from verify.report.terminal import print_report
         from verify.report.write import prepare_folder, write_report
@@ -466,6 +467,7 @@ def verify(
                 gate=gate,
                 imatrix=imatrix,
                 cache=cache or default_folder(),
+                fixture=out / FILE_NAME if out is not None else None,
                 on_progress=report_progress,
                 open_engine=partial(
                     open_engine, kv_type=cache_type, activation_bits=int(activations)
@@ -479,6 +481,33 @@ def verify(
         else:
             print_report(report, console())
         raise typer.Exit(report.exit_code)
+
+
+@app.command()
+def replay(
+    fixture: Annotated[
+        Path, typer.Argument(metavar="FILE", help="prompt-tokens.jsonl of a verify --out folder.")
+    ],
+    address: Annotated[
+        str, typer.Argument(metavar="URL", help="The server: http://host:8000/v1, or with #NAME.")
+    ],
+    as_json: JsonOption = False,
+) -> None:
+    """Compare a server's prompt-token counts with the reference's; needs no weights."""
+    with _errors():
+        from convert.terminal import print_json, printable
+        from verify.check import EXIT_CODES
+        from verify.prompt_tokens import replay as verb
+
+        outcome = verb(fixture, address)
+        if as_json:
+            print_json(asdict(outcome))
+        else:
+            verdict = outcome.verdict
+            typer.echo(f"{verdict.state.value}: {verdict.reason}")
+            for found in outcome.findings:
+                typer.echo(printable(f"  {found.subject}: {found.message}"))
+        raise typer.Exit(EXIT_CODES[outcome.verdict.state])
 
 
 @app.command()

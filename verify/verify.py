@@ -34,6 +34,7 @@ from verify.engines.opening import open_engine
 from verify.evidence import Evidence, Reference, make_prompts
 from verify.gate import read_gate
 from verify.one_artifact import OnNamedProgress, OpenEngine, named, verify_one
+from verify.prompt_tokens import write_fixture
 from verify.reference_cache import ReferenceCache
 from verify.reference_run import run_reference
 from verify.report.contents import ReferenceReport, Report
@@ -54,6 +55,7 @@ def verify(
     imatrix: Path | None = None,
     max_new_tokens: int = DEFAULT_MAX_NEW_TOKENS,
     cache: Path | None = None,
+    fixture: Path | None = None,
     on_progress: OnNamedProgress | None = None,
     open_engine: OpenEngine = open_engine,
 ) -> Report:
@@ -62,7 +64,7 @@ def verify(
     An artifact is a GGUF file, a folder, or the address of a server (`http://host:8000/v1`).
     Without a `suite` (a JSONL file or a folder of them) the reference's own prompts are used,
     without a `gate` the one among them, else the defaults. `imatrix` is the importance matrix that
-    the GGUF files were made with.
+    the GGUF files were made with. `fixture` is a file to write prompt-token counts to.
     Raises InputError for what cannot be begun with: a quantized reference, a path that is no
     artifact, a server that does not answer, a suite that cannot be read or rendered.
     """
@@ -81,6 +83,8 @@ def verify(
         tokenizer = Tokenizer.open(checkpoint.path)
         prompts = make_prompts(checkpoint, tokenizer, chosen.conversations, max_new_tokens)
         base = Reference(checkpoint, tokenizer, chosen.conversations, prompts)
+        if fixture is not None:
+            write_fixture(base, fixture)
         begin = time.monotonic()
         base = run_reference(
             lambda: open_engine(source),

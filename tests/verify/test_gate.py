@@ -157,5 +157,5 @@ def test_the_gate_on_the_command_line_decides(
     assert done.exit_code == 3
     assert '"class": "all"' in done.stdout
     assert sorted(path.name for path in (tmp_path / "report").iterdir()) == [
-        "junit.xml", "report.html", "report.json",
+        "junit.xml", "prompt-tokens.jsonl", "report.html", "report.json",
     ]  # fmt: skip
