@@ -1,6 +1,6 @@
 """The last step of a build: repositories put together, sealed, and moved into place.
 
-In: the artifacts that passed and those that did not. Out, in the output folder: one folder for each
+In: the artifacts that passed. Out, in the output folder: one folder for each
 repository with its artifacts, card, licence texts, reports, manifest, SHA256SUMS and signature, so
 that each can be checked by itself wherever it is downloaded to; beside them the same papers for
 the whole release, whose manifest names every file of every repository.
@@ -8,15 +8,13 @@ the whole release, whose manifest names every file of every repository.
 Everything is put together in the work folder and renamed into place when it is complete. Artifacts
 are linked, not copied, where the file system can; each is hashed again on the way and must still be
 what it was when it was made. A release that says the same as the one in place, up to the date, is
-left as it is. What did not pass lies in `quarantine` with the report that says why.
+left as it is.
 """
 
 from __future__ import annotations
 
-import os
 import shutil
 from collections.abc import Mapping, Sequence
-from contextlib import suppress
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
@@ -31,6 +29,7 @@ from verify.release.card import CARD_NAME, CardFacts, card_text
 from verify.release.gating import Gated, joined
 from verify.release.licence import NOTICE_NAME, notice_text
 from verify.release.manifest import (
+    NOT_LISTED,
     SCHEMA_VERSION,
     Placed,
     artifact_entry,
@@ -40,13 +39,10 @@ from verify.release.manifest import (
     recipe_entry,
     write_manifest,
 )
+from verify.release.placing import link, put_in_place
 from verify.release.recipe import ReadRecipe
-from verify.release.steps import WORK_NAME, Work
+from verify.release.steps import Work
 from verify.report.write import write_report
-
-QUARANTINE = "quarantine"
-SIDE_FOLDERS = (WORK_NAME, QUARANTINE)
-"""What may lie in the output folder and is no part of the release."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -76,6 +72,16 @@ def repository_of(read: ReadRecipe, gated: Gated) -> str:
 
 def assemble(contents: Contents, work: Work, out: Path) -> bool:
     """Put the release together and into place; False if it was there already."""
+    try:
+        return _assemble(contents, work, out)
+    except OSError as error:
+        raise OutputError(
+            f"{out}: the release cannot be put together: {error.strerror}; nothing of it is in"
+            " place that is not whole, run again"
+        ) from error
+
+
+def _assemble(contents: Contents, work: Work, out: Path) -> bool:
     folder = work.fresh("next")
     groups: dict[str, list[Placed]] = {}
     for gated, fit in contents.passed:
@@ -96,41 +102,8 @@ def assemble(contents: Contents, work: Work, out: Path) -> bool:
     if _says_the_same(folder, out, sorted(groups)):
         shutil.rmtree(folder)
         return False
-    _put_in_place(folder, out, work)
+    put_in_place(folder, out, work)
     return True
-
-
-def quarantine(work: Work, out: Path, failed: Sequence[Gated]) -> None:
-    """Lay what did not pass aside, each with its report; what lay there before is replaced."""
-    place = out / QUARANTINE
-    shutil.rmtree(place, ignore_errors=True)
-    for gated in failed:
-        name = gated.made.artifact.name
-        for file in gated.made.artifact.files:
-            _link(work.artifacts / file.path, place / file.path)
-        write_report(gated.report, place / f"{name}.report")
-
-
-def check_out(out: Path) -> None:
-    """OutputError if `out` holds anything but a release and its work folder."""
-    if not out.is_dir():
-        return
-    there = {entry.name for entry in out.iterdir()} - {*SIDE_FOLDERS}
-    if there and not there <= _release_entries(out):
-        strange = sorted(there - _release_entries(out))[0]
-        raise OutputError(
-            f"{out}: holds {strange}, which is of no release; choose another --out or move it away"
-        )
-
-
-def _release_entries(out: Path) -> set[str]:
-    """The names at the top of the release in `out`."""
-    try:
-        manifest = read_manifest(out)
-    except InputError:
-        return set()
-    names = {file["path"].partition("/")[0] for file in manifest["files"]}
-    return {*names, "manifest.json", "SHA256SUMS", signing.SIGNATURE_NAME}
 
 
 def _fill(
@@ -146,7 +119,7 @@ def _fill(
                 inner = file.path.partition("/")[2]
                 if inner == CARD_NAME or inner in duties.texts:
                     continue  # the release's own takes its place
-            _link(work.artifacts / file.path, folder / inner)
+            link(work.artifacts / file.path, folder / inner)
             digest = hash_file(folder / inner)
             if digest != file.sha256:
                 raise OutputError(
@@ -245,38 +218,5 @@ def _says_the_same(folder: Path, out: Path, repositories: Sequence[str]) -> bool
 
 def _undated(manifest: Mapping[str, Any]) -> dict[str, Any]:
     """A manifest without its date, and without the hashes of papers that hold the date."""
-    dated = ("manifest.json", "SHA256SUMS", signing.SIGNATURE_NAME)
-    kept = [f for f in manifest["files"] if f["path"].rpartition("/")[2] not in dated]
+    kept = [f for f in manifest["files"] if f["path"].rpartition("/")[2] not in NOT_LISTED]
     return {**manifest, "created": None, "files": kept}
-
-
-def _put_in_place(folder: Path, out: Path, work: Work) -> None:
-    """Move the old release aside and the new one in."""
-    old = work.fresh("old")
-    for name in sorted(_release_entries(out)):
-        if (out / name).exists():
-            os.rename(out / name, old / name)
-    for entry in sorted(folder.iterdir(), key=lambda e: e.name == "manifest.json"):
-        os.rename(entry, out / entry.name)
-    shutil.rmtree(folder)
-    shutil.rmtree(old)
-
-
-def _link(source: Path, place: Path) -> None:
-    """A hard link, or a copy where there can be none."""
-    place.parent.mkdir(parents=True, exist_ok=True)
-    try:
-        os.link(source, place)
-        return
-    except OSError:
-        with suppress(FileNotFoundError):
-            place.unlink()
-    try:
-        shutil.copyfile(source, place)
-    except OSError as error:
-        raise OutputError(f"{place}: cannot be written: {error.strerror}") from error
-
-
-def withdraw(out: Path, work: Work) -> None:
-    """Take an earlier release out of `out`: nothing of the recipe passes any more."""
-    _put_in_place(work.fresh("next"), out, work)

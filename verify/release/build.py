@@ -29,12 +29,13 @@ from verify.check import EXIT_CODES, total_state
 from verify.one_artifact import OpenEngine
 from verify.reference_cache import default_folder
 from verify.release import signing
-from verify.release.assemble import Contents, assemble, check_out, quarantine, withdraw
+from verify.release.assemble import Contents, assemble
 from verify.release.card import CardFacts, prompt_format
 from verify.release.fits import check_devices, fit_rows
 from verify.release.gating import Gated, OnNamedProgress, gate_artifact, gate_inputs, joined
 from verify.release.licence import Duties, duties_of, licence_texts
 from verify.release.make import make_artifacts
+from verify.release.placing import check_out, quarantine, withdraw
 from verify.release.provenance import describe_source, source_files, tools
 from verify.release.recipe import SIGNING_KEY, ArtifactSpec, ReadRecipe, read_recipe
 from verify.release.steps import Work
@@ -97,6 +98,7 @@ def build(
         made = make_artifacts(
             read,
             wanted,
+            model.checkpoint,
             work.artifacts,
             threads=pace.threads,
             memory_bytes=pace.memory_bytes,
@@ -117,10 +119,10 @@ def build(
             )
             for one in made
         )
+        quarantine(work, out, gated)
         missing = tuple(a.target for a in read.recipe.artifacts if a not in wanted)
         if missing:
             return Build(read.recipe.name, gated, missing, False, False, duties)
-        quarantine(work, out, [one for one in gated if not one.passed])
         if not any(one.passed for one in gated):
             withdraw(out, work)
             return Build(read.recipe.name, gated, (), False, False, duties)

@@ -28,9 +28,9 @@ from verify.release import leaks, signing
 from verify.release.card import CARD_NAME
 from verify.release.licence import LLAMA, NOTICE_NAME
 from verify.release.manifest import MANIFEST_NAME, NOT_LISTED, SUMS_NAME, read_manifest, sums_text
+from verify.release.placing import SIDE_FOLDERS
 
 _OF_THE_HUB = (".gitattributes", ".cache")
-_BESIDE = (".build", "quarantine")
 OnFile = Callable[[str, int, int], None]
 
 
@@ -95,7 +95,7 @@ def check_release(
 
 def _files(folder: Path, *, whole: bool) -> Iterator[str]:
     """Every file, as paths; what lies beside a release in its output folder left out."""
-    past = (*_OF_THE_HUB, *(_BESIDE if whole else ()))
+    past = (*_OF_THE_HUB, *(SIDE_FOLDERS if whole else ()))
     for path in sorted(folder.rglob("*")):
         name = path.relative_to(folder)
         if name.parts[0] not in past and (path.is_symlink() or not path.is_dir()):
@@ -152,7 +152,7 @@ def _check_signature(
         return Outcome("signature", Verdict(State.NOT_ENOUGH_EVIDENCE, reason))
     own = "the key that came along: unchanged since it was signed, whoever signed it"
     whom = (by.identity or "the key given") if by else own
-    ignored = (*unsigned, *(_BESIDE if manifest["repository"] is None else ()), *_OF_THE_HUB)
+    ignored = (*unsigned, *(SIDE_FOLDERS if manifest["repository"] is None else ()), *_OF_THE_HUB)
     try:
         signing.check_signature(folder, by or signing.Identity(), ignored)
     except signing.BadSignature as error:

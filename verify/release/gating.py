@@ -19,7 +19,7 @@ from typing import Any
 
 from convert.errors import InputError
 from quantize.importance import read_importance
-from verify.check import State
+from verify.check import Finding, State
 from verify.engines.opening import open_engine as engine_of_artifact
 from verify.gate import read_gate
 from verify.one_artifact import OpenEngine
@@ -120,7 +120,7 @@ def gate_artifact(
         on_progress=on_progress,
         open_engine=open_engine or partial(engine_of_artifact, kv_type=kv_type),
     )
-    report = without_times(report)
+    report = without_places(without_times(report), work.artifacts)
     work.write_check(made.artifact.name, digest, report)
     return Gated(made, report, kept=False)
 
@@ -132,6 +132,31 @@ def without_times(report: Report) -> Report:
         reference=replace(report.reference, seconds=0.0),
         artifacts=tuple(replace(artifact, seconds=0.0) for artifact in report.artifacts),
     )
+
+
+def without_places(report: Report, folder: Path) -> Report:
+    """The same report, wherever the artifacts lay: what an engine says names the file's path."""
+    gone = f"{folder}/"
+    artifacts = [
+        replace(
+            artifact,
+            outcomes=tuple(
+                replace(
+                    outcome,
+                    verdict=replace(
+                        outcome.verdict, reason=outcome.verdict.reason.replace(gone, "")
+                    ),
+                    findings=tuple(
+                        Finding(f.subject.replace(gone, ""), f.message.replace(gone, ""))
+                        for f in outcome.findings
+                    ),
+                )
+                for outcome in artifact.outcomes
+            ),
+        )
+        for artifact in report.artifacts
+    ]
+    return replace(report, artifacts=tuple(artifacts))
 
 
 def joined(reports: Sequence[Report]) -> Report:

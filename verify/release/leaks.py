@@ -4,8 +4,8 @@ In: a file. Out: what was found in it, with the offset, and the secret itself cu
 is looked at, weights too: the beginnings of all patterns are searched for as plain bytes, which is
 as fast as reading, and only where one occurs the whole pattern is tried.
 
-A path is only a leak with a name below a home (`/home/NAME/...`), since texts and vocabularies hold
-bare `/home`. A build adds the folders it worked in, whatever they are called.
+A path is only a leak with a name below somebody's home, since texts and vocabularies hold bare
+`/home`. A build adds the folders it worked in, whatever they are called.
 """
 
 from __future__ import annotations

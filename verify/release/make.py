@@ -11,9 +11,13 @@ from __future__ import annotations
 import json
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 
+from convert import staging
+from convert.checkpoint import Checkpoint
 from convert.errors import OutputError
+from convert.job import tool_version
 from convert.memory import DEFAULT_MEMORY_BYTES
 from convert.plan import PlannedArtifact
 from convert.size import parse_size
@@ -58,18 +62,20 @@ class Made:
 def make_artifacts(
     read: ReadRecipe,
     wanted: Sequence[ArtifactSpec],
+    checkpoint: Checkpoint,
     out: Path,
     *,
     threads: int | None = None,
     memory_bytes: int = DEFAULT_MEMORY_BYTES,
     on_progress: Progress | None = None,
 ) -> list[Made]:
-    """Make all that are wanted in the folder `out`."""
+    """Make all that are wanted in the folder `out`; what has become stale there is made anew."""
     metadata = _write_metadata(read, out)
     found: dict[str, Made] = {}
     for options, group in _groups(read, wanted):
         by_size = next((a for a in group if a.to is None), None)
-        job = quantize(
+        run = partial(
+            quantize,
             read.reference,
             out,
             [_target(read, artifact) for artifact in group if artifact.to],
@@ -85,6 +91,12 @@ def make_artifacts(
             threads=threads,
             on_progress=on_progress,
         )
+        try:
+            job = run()
+        except OutputError:
+            if not _removed_stale(run(dry_run=True).plan.artifacts, checkpoint, out):
+                raise
+            job = run()
         for artifact, planned, result in zip(
             sorted(group, key=lambda a: a.to is None),
             job.plan.artifacts,
@@ -95,6 +107,22 @@ def make_artifacts(
                 artifact, planned, result.artifact, job.parameters, result.kept, job.lints
             )
     return [found[artifact.target] for artifact in wanted]
+
+
+def _removed_stale(planned: Iterable[PlannedArtifact], checkpoint: Checkpoint, out: Path) -> bool:
+    """Remove what an earlier recipe, source or version made under the same names.
+
+    The folder is the build's own, and what it holds can be made again.
+    """
+    removed = False
+    for one in planned:
+        digest = one.fingerprint(checkpoint, tool_version())
+        fresh = staging.finished(out, one.name, is_folder=one.is_folder, fingerprint=digest)
+        if fresh is None and (out / one.name).exists():
+            staging.remove(out / one.name)
+            staging.sidecar_path(out, one.name, is_folder=False).unlink(missing_ok=True)
+            removed = True
+    return removed
 
 
 def _groups(

@@ -113,7 +113,9 @@ def print_uploads(uploads: Sequence[Upload], *, as_json: bool) -> None:
 def print_prediction(found: Prediction, *, as_json: bool) -> None:
     """One row an output, then what the build would need."""
     if as_json:
-        print_json({"schema_version": 1, **asdict(found)})
+        licence = {"id": found.duties.id, "duties": [asdict(d) for d in found.duties.duties]}
+        stated = {k: v for k, v in asdict(found).items() if k != "duties"}
+        print_json({"schema_version": 1, **stated, "licence": licence})
         return
     stdout = console()
     table = plain_table("output", "bytes", "size", "bits/weight", right=("bytes", "size"))

@@ -173,20 +173,23 @@ class Recipe(_Section):
     licence: Licence = Licence()
     card: Card = Card()
     options: Options = Options()
-    artifacts: Annotated[tuple[Listed, ...], Field(min_length=1)]
+    artifacts: Annotated[tuple[Listed, ...], Field(json_schema_extra={"minItems": 1})]
     gates: Gates = Gates()
     fit: Fit = Fit()
     signing: Signing | None = None
     publish: Publish = Publish()
 
-    @model_validator(mode="after")
-    def _no_two_alike(self) -> Self:
+    @field_validator("artifacts")
+    @classmethod
+    def _no_two_alike(cls, value: tuple[ArtifactSpec, ...]) -> tuple[ArtifactSpec, ...]:
+        if not value:
+            raise ValueError("expected at least one artifact")
         seen: set[str] = set()
-        for artifact in self.artifacts:
+        for artifact in value:
             if artifact.target in seen:
                 raise ValueError(f"{artifact.target} is asked for twice; both would have one name")
             seen.add(artifact.target)
-        return self
+        return value
 
     def options_of(self, artifact: ArtifactSpec) -> Options:
         """The artifact's own options laid over those of all."""

@@ -125,6 +125,18 @@ def test_again_nothing_is_done_and_a_new_artifact_only_adds_itself(
     assert len(manifest_of(tmp_path)["artifacts"]) == 3
 
 
+def test_what_another_recipe_made_under_the_same_name_is_made_anew(
+    tmp_path: Path, reference_folder: Path
+) -> None:
+    build_in(tmp_path, reference_folder, artifacts=["FP8_DYNAMIC", "Q8_0"])
+    options = {"output_type": "Q6_K"}
+    again = build_in(tmp_path, reference_folder, artifacts=["FP8_DYNAMIC", "Q8_0"], options=options)
+    assert [g.made.kept for g in again.gated] == [True, False]
+    entry = next(a for a in manifest_of(tmp_path)["artifacts"] if a["target"] == "Q8_0")
+    assert entry["tensors"]["output.weight"] == "Q6_K"
+    assert check_release(tmp_path / "dist").passed
+
+
 def test_only_makes_a_part_and_the_last_part_puts_the_release_together(
     tmp_path: Path, reference_folder: Path
 ) -> None:
@@ -155,6 +167,46 @@ def test_a_build_killed_while_it_verifies_goes_on_with_the_next_artifact(
     built = build_in(tmp_path, reference_folder, signing=None)
     assert [g.kept for g in built.gated] == [True, True, False]
     assert all(g.made.kept for g in built.gated)
+
+
+@pytest.mark.parametrize("moves", [1, 4, 9, 17])
+def test_a_build_killed_while_it_moves_a_release_into_place_is_mended(
+    tmp_path: Path, reference_folder: Path, monkeypatch: pytest.MonkeyPatch, moves: int
+) -> None:
+    build_in(tmp_path, reference_folder, artifacts=["FP8_DYNAMIC", "Q8_0"])
+    rename, left = os.rename, iter(range(moves))
+
+    def stop(source: Any, place: Any, **more: Any) -> None:
+        moved = {Path(source).parent.name, Path(place).parent.name} & {"old", "next"}
+        if moved and next(left, None) is None:
+            raise KeyboardInterrupt
+        rename(source, place, **more)
+
+    monkeypatch.setattr(os, "rename", stop)
+    with pytest.raises(KeyboardInterrupt):
+        build_in(tmp_path, reference_folder)
+    monkeypatch.undo()
+    assert not (tmp_path / "dist" / "manifest.json").exists()
+    assert build_in(tmp_path, reference_folder).put_together
+    assert check_release(tmp_path / "dist").passed
+
+
+def test_what_an_engine_says_of_a_broken_artifact_stops_no_other(
+    tmp_path: Path, reference_folder: Path
+) -> None:
+    answer = engines(reference_folder)
+
+    def open_engine(artifact: Any) -> Engine:
+        if artifact.type == "Q4_K_M":
+            raise InputError(f"{artifact.path}: cannot be loaded")
+        return answer(artifact)
+
+    recipe = write_recipe(tmp_path, reference_folder, signing=None)
+    built = verb.build(recipe, tmp_path / "dist", cache=tmp_path / "c", open_engine=open_engine)
+    assert built.exit_code == 1
+    (withheld,) = manifest_of(tmp_path)["withheld"]
+    assert withheld["reason"] == "agreement: Mini-Q4_K_M.gguf: cannot be loaded"
+    assert check_release(tmp_path / "dist").passed
 
 
 def test_an_artifact_that_changed_since_it_was_made_is_not_released(
