@@ -49,7 +49,9 @@ LIMITS = {
     **dict.fromkeys(("F32", "F16", "BF16"), CAST),
     "Q8_0": NEAR,
     "Q6_K": CLOSE,
-    **dict.fromkeys(("FP8_DYNAMIC", "FP8_BLOCK", "FP8_TENSOR", "W8A8", "W8A16", SERVED), FP8),
+    **dict.fromkeys(
+        ("FP8_DYNAMIC", "FP8_BLOCK", "FP8_TENSOR", "FP8", "W8A8", "W8A16", SERVED), FP8
+    ),
     **dict.fromkeys(("Q5_K_M", "Q5_K_S", "Q5_K", "Q5_0", "Q5_1"), FIVE),
     **dict.fromkeys(("Q4_K_M", "Q4_K_S", "Q4_K", "Q4_0", "Q4_1", "IQ4_XS", "IQ4_NL"), FOUR),
 }

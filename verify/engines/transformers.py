@@ -5,9 +5,10 @@ In: a model folder (16- or 32-bit safetensors, or compressed-tensors FP8). Out: 
 Whatever the weights are stored in, float32 is what is computed in: it holds 16-bit values exactly,
 so the reference has the weights' own precision and adds none of its own error. An FP8 folder is
 decompressed to what its codes stand for, and compressed-tensors rounds what enters each quantized
-layer to e4m3, one scale a token, as vLLM does on hardware that has FP8 (W8A8). Whether it does so
-has changed between versions of transformers, so it is measured when the engine is opened and an
-FP8 folder whose activations stay unrounded is refused: it would understate the error by half.
+layer to e4m3, by one scale a token or by the stored `input_scale`, as vLLM does on hardware that has
+FP8 (W8A8). Whether it does so has changed between versions of transformers, so it is measured when
+the engine is opened and an FP8 folder whose activations stay unrounded is refused: it would
+understate the error by half.
 
 Decoding is our own greedy loop, because `generate` obeys the folder's generation_config.json
 (temperature, repetition penalty) and keeps finished rows in the batch to its end. Prompts are
@@ -188,15 +189,17 @@ def _measure_activations(folder: Path, layers: dict[str, torch.nn.Module]) -> st
         generator = torch.Generator().manual_seed(0)
         x = torch.randn(1, 4, weight.shape[1], generator=generator).to(weight.device)
         got = layer(x)
-        rounded = torch.nn.functional.linear(round_per_token(x), weight)
+        static: Any = getattr(layer, "input_scale", None)
+        rounded_x = round_per_token(x) if static is None else round_by_scale(x, static)
+        rounded = torch.nn.functional.linear(rounded_x, weight)
         plain = torch.nn.functional.linear(x, weight)
         if (got - rounded).abs().max() > 0.1 * (plain - rounded).abs().max():
             raise UnsupportedError(
-                f"{folder}: {name} is not computed with activations rounded to FP8, one scale a "
-                f"token, by transformers {transformers.__version__} and compressed-tensors; a "
-                "comparison would understate the error (only FP8_DYNAMIC is supported here)"
+                f"{folder}: {name} is not computed with activations rounded to FP8 by transformers"
+                f" {transformers.__version__} and compressed-tensors; a comparison would understate"
+                " the error (only FP8_DYNAMIC and FP8 are supported here)"
             )
-    return "float8_e4m3, one scale a token"
+    return f"float8_e4m3, {'one scale a token' if static is None else 'stored scales'}"
 
 
 def round_per_token(x: torch.Tensor) -> torch.Tensor:
@@ -204,6 +207,12 @@ def round_per_token(x: torch.Tensor) -> torch.Tensor:
     scale = x.abs().amax(-1, keepdim=True) / 448
     scale = torch.where(scale == 0, torch.ones_like(scale), scale)
     return (x / scale).to(torch.float8_e4m3fn).to(x.dtype) * scale
+
+
+def round_by_scale(x: torch.Tensor, scale: torch.Tensor) -> torch.Tensor:
+    """Values as e4m3 with a scale fixed beforehand holds them; what lies beyond it is clipped."""
+    limit = torch.finfo(torch.float8_e4m3fn).max
+    return (x / scale).clamp(-limit, limit).to(torch.float8_e4m3fn).to(x.dtype) * scale
 
 
 def _pad_left(prompts: list[Ids], device: str) -> tuple[torch.Tensor, torch.Tensor]:
