@@ -37,6 +37,7 @@ check: test lint
 conformance: .venv/.test
 	$(BIN)/python -m benchmarks.kernels_fuzz
 	$(BIN)/python -m benchmarks.conformance --work build/peers
+	$(BIN)/python -m benchmarks.conformance_imatrix --work build/peers
 	$(BIN)/python -m benchmarks.conformance_vllm
 	$(BIN)/python -m benchmarks.crashes
 	$(BIN)/python -m benchmarks.memory

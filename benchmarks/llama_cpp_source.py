@@ -1,11 +1,13 @@
 """llama.cpp's own converter, from the source distribution of llama-cpp-python.
 
 The package on the registry carries llama.cpp under `vendor/`: `convert_hf_to_gguf.py`, its gguf-py,
-and the tools. Nothing is compiled here; the quantizer is the installed package's library.
+and the tools. The quantizer is the installed package's library; tools that are programs of their
+own are compiled, once for each work folder, with cmake from the PATH (`pip install cmake` has one).
 """
 
 from __future__ import annotations
 
+import shutil
 import subprocess
 import sys
 import tarfile
@@ -29,6 +31,26 @@ def fetch_source(work: Path) -> Path:
         with tarfile.open(archive) as tar:
             tar.extractall(work, filter="data")
     return source
+
+
+def build_tools(source: Path, work: Path, names: tuple[str, ...]) -> Path:
+    """The folder of the programs `names`, compiled under `work` if they are not there yet."""
+    build = work / "build"
+    if all((build / "bin" / name).is_file() for name in names):
+        return build / "bin"
+    cmake = shutil.which("cmake")
+    if cmake is None:
+        raise RuntimeError("cmake is not on the PATH; it builds llama.cpp's tools (pip has one)")
+    off = ("GGML_NATIVE", "LLAMA_CURL", "LLAMA_OPENSSL", "LLAMA_BUILD_SERVER", "LLAMA_BUILD_TESTS")
+    flags = ["-DCMAKE_BUILD_TYPE=Release", *(f"-D{name}=OFF" for name in off)]
+    for command in (
+        [cmake, "-S", str(source), "-B", str(build), *flags],
+        [cmake, "--build", str(build), "--parallel", "2", "--target", *names],
+    ):
+        ran = subprocess.run(command, capture_output=True, text=True, check=False)
+        if ran.returncode:
+            raise RuntimeError(f"{' '.join(command)} failed: {ran.stderr[-2000:]}")
+    return build / "bin"
 
 
 def commit(source: Path) -> str:

@@ -142,7 +142,7 @@ CALIBRATED: dict[str, Target] = {
     ),
 }
 KNOWN = {**TARGETS, **CALIBRATED}
-_CACHE8 = _arguments("tensor", **_FLOAT8)
+_CACHE8 = _arguments("tensor", observer="static_minmax", **_FLOAT8)
 
 
 def plan_compressed(

@@ -25,7 +25,7 @@ from convert.errors import InputError, UnsupportedError
 from convert.gguf import GGML_TYPES
 from convert.gguf_reader import GGUFFile, read_gguf
 from convert.model_spec import read_json_object
-from quantize.compressed_tensors import TARGETS, quantization_config
+from quantize.compressed_tensors import KNOWN, quantization_config
 from quantize.mixture_table import MIXTURES
 from verify.quantization import COMPRESSED_TENSORS
 
@@ -156,7 +156,7 @@ def _scheme_name(config: dict[str, Any]) -> str:
         return Kind.COMPRESSED.value
     ((name, group),) = groups.items()
     if isinstance(group, dict):
-        for target in TARGETS:
+        for target in KNOWN:
             ours = next(iter(quantization_config(target)["config_groups"].values()))
             if all(_same_arguments(group.get(key), ours[key]) for key in _ARGUMENTS):
                 return target

@@ -21,6 +21,7 @@ from quantize.calibrate import calibrate
 from quantize.calibration_text import BUNDLED, cut, read_calibration_text
 from quantize.importance import importance_for, read_importance
 from quantize.job import quantize
+from tests.command import invoke
 from tests.families import write_family
 from tests.miniature import TEMPLATE, change_json, write_checkpoint, write_tokenizer
 
@@ -225,3 +226,20 @@ def test_its_imatrix_serves_the_gguf_types_without_being_named(tmp_path: Path) -
     quantize(str(NANO), tmp_path / "b", ["IQ2_S"], imatrix=copied, name="m")
     a, b = (tmp_path / folder / "m-IQ2_S.gguf" for folder in "ab")
     assert a.read_bytes() == b.read_bytes()
+
+
+def test_the_command_says_what_was_run_and_where_it_is(tmp_path: Path) -> None:
+    data = write_data(tmp_path / "d.jsonl", "some words " * 20)
+    model = write_checkpoint(tmp_path / "m")
+    words = ["calibrate", model, "--out", tmp_path / "cal", "--data", data]
+    done = invoke(*words, "--chunk-tokens", "32")
+    assert done.exit_code == 0
+    assert "d.jsonl: 1 conversations, 224 tokens in 7 chunks of 32" in done.stdout
+    again = invoke(*words, "--chunk-tokens", "32", "--json")
+    record = json.loads(again.stdout)
+    assert record["data"]["tokens"] == 224
+    assert record["files"].keys() == {"imatrix.gguf", "activations.json"}
+    assert str(tmp_path) not in (tmp_path / "cal" / "calibration.json").read_text()
+    other = invoke(*words, "--chunk-tokens", "16")
+    assert other.exit_code == 2
+    assert "pass --force" in other.stderr

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -11,6 +12,7 @@ import pytest
 import torch
 import transformers
 from safetensors import safe_open
+from safetensors.torch import save_file
 
 from convert.errors import InputError
 from quantize.calibrate import calibrate
@@ -18,10 +20,18 @@ from quantize.calibration import Calibration
 from quantize.calibration_text import BUNDLED, read_calibration_text
 from quantize.job import quantize
 from tests.miniature import change_json, write_checkpoint
+from verify.lint.finding import Severity
 from verify.lint.lint import lint
 
 NANO = Path(__file__).parents[2] / "examples" / "hermes-nano"
-CACHE = {"num_bits": 8, "type": "float", "strategy": "tensor", "dynamic": False, "symmetric": True}
+CACHE = {
+    "num_bits": 8,
+    "type": "float",
+    "strategy": "tensor",
+    "dynamic": False,
+    "symmetric": True,
+    "observer": "static_minmax",  # its default observer forgets all batches but the last
+}
 
 
 @pytest.fixture(scope="module")
@@ -33,21 +43,31 @@ def data(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture(scope="module")
-def calibration(tmp_path_factory: pytest.TempPathFactory, data: Path) -> Calibration:
-    """Of hermes-nano, computed in the dtype that llm-compressor computes in."""
-    out = tmp_path_factory.mktemp("calibration")
-    return calibrate(str(NANO), out, data, chunk_tokens=256, dtype="bfloat16")
+def source(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """hermes-nano in float32: in bf16, maxima depend on which attention kernel rounds how."""
+    folder = tmp_path_factory.mktemp("source")
+    for file in NANO.glob("*.json"):
+        shutil.copyfile(file, folder / file.name)
+    change_json(folder / "config.json", torch_dtype="float32")
+    save_file({n: t.float() for n, t in tensors(NANO)}, folder / "model.safetensors")
+    return folder
 
 
 @pytest.fixture(scope="module")
-def ours(tmp_path_factory: pytest.TempPathFactory, calibration: Calibration) -> Path:
+def calibration(tmp_path_factory: pytest.TempPathFactory, source: Path, data: Path) -> Calibration:
+    out = tmp_path_factory.mktemp("calibration")
+    return calibrate(str(source), out, data, chunk_tokens=256)
+
+
+@pytest.fixture(scope="module")
+def ours(tmp_path_factory: pytest.TempPathFactory, source: Path, calibration: Calibration) -> Path:
     out = tmp_path_factory.mktemp("ours")
-    quantize(str(NANO), out, ["FP8"], calibration=calibration.folder, kv_cache=True, name="m")
+    quantize(str(source), out, ["FP8"], calibration=calibration.folder, kv_cache=True, name="m")
     return out / "m-FP8"
 
 
 @pytest.fixture(scope="module")
-def theirs(tmp_path_factory: pytest.TempPathFactory, data: Path) -> Path:
+def theirs(tmp_path_factory: pytest.TempPathFactory, source: Path, data: Path) -> Path:
     """What `oneshot` saves, given the same chunks of ids."""
     from datasets import Dataset, disable_progress_bars
     from llmcompressor import oneshot
@@ -57,9 +77,9 @@ def theirs(tmp_path_factory: pytest.TempPathFactory, data: Path) -> Path:
     logger.disable("llmcompressor")
     disable_progress_bars()
     out = tmp_path_factory.mktemp("theirs")
-    chunks = read_calibration_text(NANO, data, 256).chunks
+    chunks = read_calibration_text(source, data, 256).chunks
     rows = [{"input_ids": list(ids), "attention_mask": [1] * len(ids)} for ids in chunks]
-    model = transformers.AutoModelForCausalLM.from_pretrained(NANO, dtype="auto")
+    model = transformers.AutoModelForCausalLM.from_pretrained(source, dtype="auto")
     recipe = QuantizationModifier(
         targets="Linear", scheme="FP8", ignore=["lm_head"], kv_cache_scheme=CACHE
     )
@@ -69,6 +89,7 @@ def theirs(tmp_path_factory: pytest.TempPathFactory, data: Path) -> Path:
         recipe=recipe,
         num_calibration_samples=len(rows),
         max_seq_length=256,
+        propagate_error=False,  # its default calibrates a layer on what quantized layers give
     )
     model.save_pretrained(out, save_compressed=True)
     return out
@@ -85,8 +106,7 @@ def test_weights_and_scales_are_those_of_the_peer(ours: Path, theirs: Path) -> N
     for name, tensor in wanted.items():
         assert (found[name].dtype, found[name].shape) == (tensor.dtype, tensor.shape), name
         if name.endswith(("input_scale", ".k_scale", ".v_scale")):
-            # rounding in bf16 depends on how many tokens go through a layer at once
-            torch.testing.assert_close(found[name], tensor, rtol=2.0**-7, atol=0)
+            torch.testing.assert_close(found[name], tensor, rtol=1e-4, atol=0)
         else:
             assert torch.equal(found[name].view(torch.uint8), tensor.view(torch.uint8)), name
 
@@ -109,8 +129,12 @@ def test_side_files_are_the_sources_and_nothing_cuts_prompts(ours: Path) -> None
     assert json.loads((ours / "tokenizer.json").read_text())["truncation"] is None
 
 
+def worse_than_a_note(folder: Path) -> list[str]:
+    return [f.name for f in lint(folder).findings if f.severity is not Severity.NOTE]
+
+
 def test_a_fresh_folder_has_nothing_to_lint(ours: Path) -> None:
-    assert [str(finding) for finding in lint(ours).findings] == []
+    assert worse_than_a_note(ours) == []
 
 
 def test_scales_of_the_cache_go_with_any_folder(tmp_path: Path, calibration: Calibration) -> None:
@@ -122,10 +146,10 @@ def test_scales_of_the_cache_go_with_any_folder(tmp_path: Path, calibration: Cal
     for layer, (key, value) in enumerate(zip(calibration.keys, calibration.values, strict=True)):
         prefix = f"model.layers.{layer}.self_attn."
         for name, absmax in (("k_scale", key), ("v_scale", value)):
-            wanted = (torch.tensor([absmax]) / 448).to(torch.bfloat16)
-            assert torch.equal(found[prefix + name], wanted)
+            wanted = torch.tensor([absmax]) / 448
+            assert torch.equal(found[prefix + name], wanted.to(torch.bfloat16))
     assert not any(name.endswith("input_scale") for name in found)
-    assert [str(finding) for finding in lint(tmp_path / "m-FP8_DYNAMIC").findings] == []
+    assert worse_than_a_note(tmp_path / "m-FP8_DYNAMIC") == []
     assert job.results[0].artifact.recipe["calibration_sha256"] == calibration.sha256
 
 

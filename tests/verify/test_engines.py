@@ -13,13 +13,15 @@ import torch
 from safetensors.torch import load_file
 
 from convert.errors import CheckpointError, UnsupportedError
+from quantize.calibrate import calibrate
+from quantize.job import quantize
 from verify.artifact import open_artifact
 from verify.engines import by_length
 from verify.engines.llama_cpp import LlamaCppEngine
 from verify.engines.llama_model import LlamaVocabulary
 from verify.engines.opening import open_engine
 from verify.engines.scripted import ScriptedEngine
-from verify.engines.transformers import TransformersEngine, round_per_token
+from verify.engines.transformers import TransformersEngine, round_by_scale, round_per_token
 
 STOP = frozenset({260})
 NO_STOP: frozenset[int] = frozenset()
@@ -168,6 +170,37 @@ def test_fp8_runs_with_activations_in_the_bits_that_it_says(
     asked, other = (w8a8, w8a16) if bits == 8 else (w8a16, w8a8)
     assert (got - asked).abs().max() < 0.05 * noise
     assert (got - other).abs().max() > 0.5 * noise
+    engine.close()
+
+
+def test_static_fp8_runs_with_activations_rounded_by_their_stored_scales(
+    reference_folder: Path, tmp_path: Path
+) -> None:
+    data = tmp_path / "d.jsonl"
+    message = {"role": "user", "content": "some words to look at " * 20}
+    data.write_text(json.dumps({"id": "a", "messages": [message]}))
+    made = calibrate(str(reference_folder), tmp_path / "cal", data, chunk_tokens=64)
+    quantize(str(reference_folder), tmp_path, ["FP8"], calibration=made.folder, name="m")
+    folder = tmp_path / "m-FP8"
+    artifact = open_artifact(folder)
+    engine = open_engine(artifact)
+    assert artifact.type == "FP8"
+    assert engine.info.activations == "float8_e4m3, stored scales"
+    plain, stored = _dequantized(folder), load_file(folder / "model.safetensors")
+    ids = torch.tensor(prompts(4, longest=1))
+    with torch.inference_mode():
+        got = engine._model(ids).logits
+        w8a16 = plain(ids).logits
+        for name, module in plain.named_modules():
+            if isinstance(module, torch.nn.Linear) and name != "lm_head":
+                scale = stored[f"{name}.input_scale"].float()
+                module.register_forward_pre_hook(
+                    lambda _, x, scale=scale: (round_by_scale(x[0], scale),)
+                )
+        w8a8 = plain(ids).logits
+    noise = (w8a8 - w8a16).abs().max()
+    assert noise > 1e-3
+    assert (got - w8a8).abs().max() < 0.05 * noise
     engine.close()
 
 
