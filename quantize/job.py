@@ -18,9 +18,9 @@ from convert.memory import DEFAULT_MEMORY_BYTES
 from convert.model import Model
 from convert.plan import PlannedArtifact
 from convert.workers import Progress
+from quantize.abliteration.edit_folder import read_edit
 from quantize.choice import NO_OVERRIDES, Overrides
 from quantize.compressed_tensors import TARGETS, plan_compressed
-from quantize.abliteration.edit_folder import read_edit
 from quantize.gguf_targets import Options, plan_mixture, plan_own_mixture, plan_size_target
 from quantize.importance import read_importance
 from quantize.mixture_table import MIXTURES

@@ -24,10 +24,10 @@ from dataclasses import dataclass
 from statistics import fmean
 
 from convert.conversation import Conversation
+from quantize.abliteration.refusals import looks_like_refusal
 from verify.call_outcomes import LOST, CallOutcome, arguments_kept, call_outcome, calls_due
 from verify.check import Finding, Number, Outcome, State, Verdict
 from verify.evidence import Answer, Evidence
-from quantize.abliteration.refusals import looks_like_refusal
 from verify.scoring import is_valid_json
 from verify.statistics import Flips, count_flips, mean_interval
 

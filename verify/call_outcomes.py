@@ -23,8 +23,8 @@ from collections.abc import Sequence
 from enum import StrEnum
 
 from convert.conversation import Conversation, ToolCall
-from verify.evidence import Answer
 from quantize.abliteration.refusals import looks_like_refusal
+from verify.evidence import Answer
 from verify.tool_calls import canonical_json, compare_calls
 
 

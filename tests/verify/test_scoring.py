@@ -5,8 +5,8 @@ from __future__ import annotations
 import pytest
 
 from convert.conversation import Expected, ExpectedJson, ToolCall
-from verify.evidence import Answer
 from quantize.abliteration.refusals import looks_like_refusal
+from verify.evidence import Answer
 from verify.scoring import score
 from verify.tool_calls import parse_reply
 
