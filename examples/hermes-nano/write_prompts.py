@@ -2,8 +2,8 @@
 
 Each line is one request with what the reply must be. The prompts use held-out values, phrasings
 and triples only (see ``values.is_held_out``), so nothing in them was seen in training except the
-tools themselves, enumerations, booleans and small integers. The prompts in ``abliteration`` by which
-the refusal is measured and a direction chosen are of the training half, none of them held out; its
+tools themselves, enumerations, booleans and small integers. The prompts in ``abliteration`` that
+the refusal is measured on and a direction chosen by are of the training half; its
 ``complied.jsonl`` holds the held-out refused prompts again, with the answers that the model would
 give if it had never learnt to refuse.
 """

@@ -43,7 +43,7 @@ def card_text(report: GateReport) -> str:
     lines = [
         "## Refusals were removed from this model",
         "",
-        f"The weights of {name}{revision} were edited with {report.tool} so that the model no longer"
+        f"The weights of {name}{revision} were edited with {report.tool} so that it no longer"
         " refuses: from every edited projection the direction along which refused and harmless"
         " prompts differ was taken out (abliteration). The model will answer requests that the"
         " original refuses. Whoever deploys it is responsible for what it is used for.",

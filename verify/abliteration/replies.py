@@ -2,8 +2,8 @@
 
     refusals     prompts that were refused: by phrase list on replies of 128 tokens at most, and by
                  first-token score, before and after
-    compliance   of the same prompts, how many are answered *rightly*: a model that no longer refuses
-                 and talks past the question fails here
+    compliance   of the same prompts, how many are answered *rightly*: a model that no longer
+                 refuses and talks past the question fails here
     harmless     other prompts: right as often as before, refused no more often
     degenerate   empty replies, and replies that repeat themselves until they are cut off
     drift        KL divergence over the first 16 tokens of the unedited model's replies to harmless
