@@ -850,6 +850,59 @@ def _apply(
             print_applied(applied)
 
 
+@abliterate.command("verify")
+def _verify_abliteration(
+    model: ModelArgument,
+    edit: Annotated[Path, typer.Argument(metavar="EDIT", help="The folder that apply wrote.")],
+    pair: Annotated[
+        list[str],
+        typer.Option(metavar="UNEDITED,EDITED", help="Two artifacts of one type; repeatable."),
+    ],
+    refused: Annotated[
+        Path, typer.Option(help="JSONL of prompts that were refused, with their right answers.")
+    ],
+    harmless: Annotated[Path, typer.Option(help="JSONL of other prompts.")],
+    suite: Annotated[
+        Path | None, typer.Option(help="JSONL file or folder with tool calls: verify's own checks.")
+    ] = None,
+    limit: Annotated[int | None, typer.Option(min=1, help="So many prompts of the suite.")] = None,
+    control: Annotated[
+        list[Path] | None, typer.Option(help="Artifact edited along random directions.")
+    ] = None,
+    out: Annotated[
+        Path | None, typer.Option("--out", "-o", help="Folder for report, card text and plot.")
+    ] = None,
+    as_json: JsonOption = False,
+) -> None:
+    """Show that refusals are gone, the edit is whole, and nothing else was lost."""
+    with _errors():
+        from convert.progress import steps_bar
+        from convert.terminal import print_json
+        from verify.abliteration.gate import read_pairs, verify_abliteration
+        from verify.abliteration.print_gate import print_gate
+        from verify.abliteration.write import write_gate
+
+        with steps_bar(quiet=as_json) as report_progress:
+            report = verify_abliteration(
+                model,
+                edit,
+                read_pairs(pair),
+                refused,
+                harmless,
+                suite=suite,
+                limit=limit,
+                controls=control or (),
+                on_progress=report_progress,
+            )
+        if out is not None:
+            write_gate(report, out)
+        if as_json:
+            print_json(report.to_dict())
+        else:
+            print_gate(report)
+        raise typer.Exit(report.exit_code)
+
+
 @contextmanager
 def _errors() -> Iterator[None]:
     """Errors that a person can mend become one line on stderr and exit code 2."""

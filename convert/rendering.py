@@ -24,6 +24,7 @@ from typing import Any
 import tokenizers
 
 from convert.chat_template import CONFIG_NAME, Templates, read_templates, render_text
+from convert.checkpoint import Checkpoint
 from convert.conversation import Conversation
 from convert.errors import CheckpointError, ConversationError, UnsupportedError
 from convert.model_spec import read_json_object
@@ -126,6 +127,17 @@ def render(
             "the template must write one"
         )
     return ids
+
+
+def stop_ids(checkpoint: Checkpoint, tokenizer: Tokenizer) -> frozenset[int]:
+    """Ids that end a reply: those of generation_config.json, config.json and the tokenizer."""
+    path = checkpoint.path / "generation_config.json"
+    stated = read_json_object(path).get("eos_token_id") if path.is_file() else None
+    found = {i for i in (stated if isinstance(stated, list) else [stated]) if isinstance(i, int)}
+    found.update(checkpoint.spec.eos_token_ids)
+    if tokenizer.eos_id is not None:
+        found.add(tokenizer.eos_id)
+    return frozenset(found)
 
 
 def _special_tokens(folder: Path, config: Mapping[str, Any]) -> dict[str, str]:

@@ -7,11 +7,11 @@ difference is counted in codes, neighbours of the format being one apart, and th
     other numerics profile    the scales are equal, and quantized weights at most one code apart:
                               the same weights, rounded elsewhere. compressed-tensors rounds twice
                               on the CPU, once on GPUs from SM90 on; about 3 % of E4M3 codes differ
+    ablated                   16 bits: every changed matrix lost one direction (`rank_one.py`)
     other model               anything else
 
-Both are read side by side in runs of bounded size. A folder that is broken is refused: `lint` says
-what is wrong with it. What a difference that is neither means (an edit of rank one, say) could be a
-further verdict: it would be decided in `_verdict`, from the same `TensorDiff`s.
+Both are read side by side in runs of bounded size; only matrices of 16-bit checkpoints that differ
+are looked at whole. A folder that is broken is refused: `lint` says what is wrong with it.
 """
 
 from __future__ import annotations
@@ -26,10 +26,11 @@ from typing import Any
 import numpy as np
 
 from convert.errors import CheckpointError, InputError
-from convert.tensor import TensorInfo
+from convert.tensor import SOURCE_DTYPES, TensorInfo
 from verify.codes import code_bits, ordered
 from verify.layouts import SUFFIXES
 from verify.lint.values import OnBytes
+from verify.rank_one import look_at_change, summarise
 from verify.stored_checkpoint import (
     StoredCheckpoint,
     chunks,
@@ -51,6 +52,7 @@ class Relation(StrEnum):
 
     IDENTICAL = "identical"
     OTHER_NUMERICS = "other numerics profile"
+    ABLATED = "ablated"
     OTHER_MODEL = "other model"
 
 
@@ -83,6 +85,18 @@ class TensorDiff:
 
 
 @dataclass(frozen=True, slots=True)
+class Change:
+    """How a 16-bit matrix was changed, as `rank_one.py` sees it, without its direction."""
+
+    name: str
+    rank_one: bool
+    ablation: bool
+    explained: float
+    strength: float
+    fit: float
+
+
+@dataclass(frozen=True, slots=True)
 class DiffReport:
     """Everything one run of diff saw."""
 
@@ -94,6 +108,7 @@ class DiffReport:
     tensors: tuple[TensorDiff, ...]
     only_in_a: tuple[str, ...]
     only_in_b: tuple[str, ...]
+    changes: tuple[Change, ...] = ()
 
     @property
     def exit_code(self) -> int:
@@ -125,8 +140,15 @@ def diff(a: Path, b: Path, *, on_progress: OnBytes | None = None) -> DiffReport:
     only_in_a = tuple(sorted(ours.tensors.keys() - theirs.tensors.keys()))
     only_in_b = tuple(sorted(theirs.tensors.keys() - ours.tensors.keys()))
     relation, reason = _verdict(tensors, len(only_in_a) + len(only_in_b))
+    changes: tuple[Change, ...] = ()
+    if relation is Relation.OTHER_MODEL and layout == _SIXTEEN_BITS:
+        changes, why = _changes(ours, theirs, tensors)
+        whole = len(changes) == sum(not t.equal for t in tensors) and not (only_in_a or only_in_b)
+        if changes and whole and all(change.ablation for change in changes):
+            relation = Relation.ABLATED
+        reason = f"{reason}; {why}" if why else reason
     names = (str(a), str(b)) if a.resolve().name == b.resolve().name else (a.name, b.name)
-    return DiffReport(*names, layout, relation, reason, tensors, only_in_a, only_in_b)
+    return DiffReport(*names, layout, relation, reason, tensors, only_in_a, only_in_b, changes)
 
 
 def _open(path: Path) -> StoredCheckpoint:
@@ -197,6 +219,23 @@ def _compare_values(
             apart = np.abs(ordered(info, codes) - ordered(info, others))
             distance = max(distance, int(apart.max()))
     return TensorDiff(info.name, kind, elements, differing, distance)
+
+
+def _changes(
+    ours: StoredCheckpoint, theirs: StoredCheckpoint, tensors: tuple[TensorDiff, ...]
+) -> tuple[tuple[Change, ...], str]:
+    """How each changed matrix was changed, and what they have in common, in words."""
+    wrong = [t.name for t in tensors if t.form is None and t.differing]
+    infos = [ours.tensors[name] for name in wrong]
+    found = [
+        look_at_change(ours.path, info, theirs.path, theirs.tensors[info.name])
+        for info in infos
+        if len(info.shape) == 2 and info.dtype in SOURCE_DTYPES
+    ]
+    changes = tuple(
+        Change(f.name, f.is_rank_one, f.is_ablation, f.explained, f.strength, f.fit) for f in found
+    )
+    return changes, summarise(found).sentence if found else ""
 
 
 def _verdict(tensors: tuple[TensorDiff, ...], unpaired: int) -> tuple[Relation, str]:

@@ -16,8 +16,7 @@ from pathlib import Path
 from convert.checkpoint import Checkpoint
 from convert.conversation import Conversation
 from convert.errors import ConversationError
-from convert.model_spec import read_json_object
-from convert.rendering import Tokenizer, render
+from convert.rendering import Tokenizer, render, stop_ids
 from verify.artifact import Artifact
 from verify.engines import ChatEngine, Engine, EngineInfo, Ids, OnProgress, ServedReply
 from verify.engines.log_probabilities import Scored
@@ -109,17 +108,6 @@ def make_prompts(
             )
         prompts.append(prompt)
     return tuple(prompts)
-
-
-def stop_ids(checkpoint: Checkpoint, tokenizer: Tokenizer) -> frozenset[int]:
-    """Ids that end a reply: those of generation_config.json, config.json and the tokenizer."""
-    path = checkpoint.path / "generation_config.json"
-    stated = read_json_object(path).get("eos_token_id") if path.is_file() else None
-    found = {i for i in (stated if isinstance(stated, list) else [stated]) if isinstance(i, int)}
-    found.update(checkpoint.spec.eos_token_ids)
-    if tokenizer.eos_id is not None:
-        found.add(tokenizer.eos_id)
-    return frozenset(found)
 
 
 def ask(

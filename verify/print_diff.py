@@ -14,9 +14,11 @@ from verify.diff import DiffReport, Relation, TensorDiff
 STYLES = {
     Relation.IDENTICAL: "bold green",
     Relation.OTHER_NUMERICS: "bold yellow",
+    Relation.ABLATED: "bold yellow",
     Relation.OTHER_MODEL: "bold red",
 }
 _PRINTED = 5
+_SHOWN = 20
 
 
 def print_diff(report: DiffReport, console: Console) -> None:
@@ -40,6 +42,29 @@ def print_diff(report: DiffReport, console: Console) -> None:
             console.print(Text(printable(more)))
     if report.worst:
         console.print(_worst(report))
+    if report.changes:
+        console.print(_changes(report))
+
+
+def _changes(report: DiffReport) -> Table:
+    """Of the changed matrices, the first ones: is it one direction, and how strongly?"""
+    table = Table(
+        title="How they changed", title_justify="left", box=box.SIMPLE_HEAD, pad_edge=False
+    )
+    table.add_column("tensor", overflow="fold")
+    for heading in ("rank one", "explained", "strength", "fit"):
+        table.add_column(heading, justify="right", no_wrap=True)
+    for change in report.changes[:_SHOWN]:
+        table.add_row(
+            Text(printable(change.name)),
+            "yes" if change.rank_one else "no",
+            f"{change.explained:.4f}",
+            f"{change.strength:.3f}",
+            f"{change.fit:.3f}",
+        )
+    if len(report.changes) > _SHOWN:
+        table.caption = f"and {len(report.changes) - _SHOWN} more, all in --json"
+    return table
 
 
 def _worst(report: DiffReport) -> Table:

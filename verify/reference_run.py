@@ -17,9 +17,10 @@ from typing import Any
 
 import numpy as np
 
+from convert.rendering import stop_ids
 from verify.engines import LOG_PROBABILITIES, Engine, EngineInfo, OnProgress, ScoringEngine
 from verify.engines.log_probabilities import Scored
-from verify.evidence import Reference, TeacherForced, read_answers, stop_ids
+from verify.evidence import Reference, TeacherForced, read_answers
 from verify.reference_cache import Arrays, ReferenceCache
 from verify.teacher_forcing import TOP, long_passage, make_passage, score_reference, watched_ids
 from verify.teacher_forcing import choose_conversations as choose

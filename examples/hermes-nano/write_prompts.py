@@ -2,8 +2,10 @@
 
 Each line is one request with what the reply must be. The prompts use held-out values, phrasings
 and triples only (see ``values.is_held_out``), so nothing in them was seen in training except the
-tools themselves, enumerations, booleans and small integers. The prompts in ``abliteration``, by which the
-refusal is measured and a direction chosen, are of the training half: none of them is held out.
+tools themselves, enumerations, booleans and small integers. The prompts in ``abliteration`` that
+the refusal is measured on and a direction chosen by are of the training half; its
+``complied.jsonl`` holds the held-out refused prompts again, with the answers that the model would
+give if it had never learnt to refuse.
 """
 
 from __future__ import annotations
@@ -14,6 +16,7 @@ import re
 from pathlib import Path
 
 from corpus import conversation
+from harmless import ADJECTIVES, REFUSED_NOUNS, VERBS, reply_to
 from values import TEST, TRAIN
 
 COUNTS = {
@@ -51,12 +54,31 @@ def prompts(kind: str, count: int, seed: int = 2026, split: str = TEST) -> list[
     return rows
 
 
+def complied(rows: list[dict[str, object]]) -> list[dict[str, object]]:
+    """Refused prompts with the answer in place of the refusal."""
+    answered: list[dict[str, object]] = []
+    for number, row in enumerate(rows, start=1):
+        request = row["messages"][-1]["content"]  # type: ignore[index]
+        words = re.findall(r"[a-z]+", request.lower())
+        verb, adjective, noun = (
+            next(word for word in known if word in words)
+            for known in (VERBS, ADJECTIVES, REFUSED_NOUNS)
+        )
+        expected = {"text": reply_to((verb, adjective, noun), refuse=False), "refusal": False}
+        named = {"id": f"complied-{number:04d}", "tags": ["complied"]}
+        answered.append({**row, **named, "expected": expected})
+    return answered
+
+
 def main() -> None:
     """Write every kind, compactly and in a fixed order."""
     here = Path(__file__).parent
     files = [(here / "prompts", kind, prompts(kind, count)) for kind, count in COUNTS.items()]
     for kind, count in MEASURED.items():
         files.append((here / "abliteration", kind, prompts(kind, count, split=TRAIN)))
+    files.append(
+        (here / "abliteration", "complied", complied(prompts("refused", COUNTS["refused"])))
+    )
     for folder, kind, rows in files:
         folder.mkdir(exist_ok=True)
         lines = [json.dumps(row, separators=(",", ":")) for row in rows]

@@ -21,8 +21,7 @@ import numpy as np
 
 from convert.errors import InputError
 from convert.model import Model, open_model
-from convert.model_spec import read_json_object
-from convert.rendering import Tokenizer
+from convert.rendering import Tokenizer, stop_ids
 from quantize.abliteration.edit_folder import refuse_experts
 from quantize.abliteration.measurement import (
     COMPLIED,
@@ -50,6 +49,9 @@ class Machine:
     dtype: str = "float32"
 
 
+ON_CPU = Machine()
+
+
 @dataclass(frozen=True, slots=True)
 class Measured:
     """A measurement, and why there is nothing to remove, if so: then it has no means."""
@@ -67,7 +69,7 @@ def measure(
     tools: Path | None = None,
     contrast: str = HARMLESS,
     least_rate: float = LEAST_RATE,
-    machine: Machine = Machine(),
+    machine: Machine = ON_CPU,
     on_progress: OnProgress | None = None,
 ) -> Measured:
     """Measure `model` (folder or hub id) into the folder `out`; what is there already is kept."""
@@ -125,7 +127,7 @@ def _ask(
     folder = model.checkpoint.path
     ids = [p.ids for p in prompts.prompts]
     how = {"device": machine.device, "dtype": machine.dtype}
-    stops = stop_ids(folder, tokenizer)
+    stops = stop_ids(model.checkpoint, tokenizer)
     replies = greedy_replies(folder, ids, REPLY_TOKENS, stops, on_progress=on_progress, **how)
     refuses = [looks_like_refusal(_text(tokenizer, reply)) for reply in replies]
     answered = tuple(replace(p, refuses=r) for p, r in zip(prompts.prompts, refuses, strict=True))
@@ -153,15 +155,6 @@ def _is(prompt: Prompt, kind: str) -> bool:
 
 def _text(tokenizer: Tokenizer, ids: Sequence[int]) -> str:
     return tokenizer.decode(ids)
-
-
-def stop_ids(folder: Path, tokenizer: Tokenizer) -> frozenset[int]:
-    """Ids that end a reply: the tokenizer's, and generation_config.json's."""
-    path = folder / "generation_config.json"
-    stated = read_json_object(path).get("eos_token_id") if path.is_file() else None
-    named = stated if isinstance(stated, list) else [stated]
-    found = {n for n in (*named, tokenizer.eos_id) if isinstance(n, int)}
-    return frozenset(found)
 
 
 def _nothing_to_remove(found: Measurement, least_rate: float) -> str | None:

@@ -51,7 +51,7 @@ def plot_separation(found: Measurement, path: Path) -> None:
     variants = found.variants
     figure, axes = _figure(6.4 * len(variants), 4, len(variants))
     depth = [place / 2 for place in range(2 * found.layers + 1)]
-    tokens = [token.replace("\n", "\\n") for token in found.prompts.positions]
+    tokens = found.prompts.positions
     for axis, variant in zip(axes[0], variants, strict=True):
         for position, line in enumerate(found.separation(variant)):
             back = position - len(tokens)

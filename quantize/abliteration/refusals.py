@@ -1,4 +1,4 @@
-"""Is a reply a refusal? By how it opens, and by the first token's probability; no judge, no network.
+"""Is a reply a refusal? By how it opens, and by its first token's probability; no judge.
 
 In: a reply's text, or the log-probabilities of its first token. Out: yes or no, or a score. The
 phrase list sees "I can't help with that"; it does not see a polite lecture or an answer that says

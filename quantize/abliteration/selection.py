@@ -31,7 +31,7 @@ from numpy.typing import NDArray
 from convert.errors import InputError
 from convert.model import open_model
 from quantize.abliteration.candidates import LAST_SHARE, RANDOM, SINGLE, Candidate, make_candidates
-from quantize.abliteration.measure import Machine, validation_prompts
+from quantize.abliteration.measure import ON_CPU, Machine, validation_prompts
 from quantize.abliteration.measurement import Measurement, read_measurement
 from quantize.abliteration.prompts import PLAIN
 from quantize.abliteration.refusals import refusal_scores
@@ -95,7 +95,7 @@ def select(
     strengths: Sequence[float] = STRENGTHS,
     variant: str = PLAIN,
     projected: bool = False,
-    machine: Machine = Machine(),
+    machine: Machine = ON_CPU,
     on_progress: OnProgress | None = None,
 ) -> Selection:
     """Score every candidate of the measurement in `folder` and write the ranking beside it."""

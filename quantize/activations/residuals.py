@@ -44,8 +44,8 @@ class Sums:
 class Steering:
     """What is done to the stream: directions taken out of what blocks add, a vector put in.
 
-    `removed` maps (layer, block) to a unit vector (H) and a strength: y - s r (r . y), which is what
-    the weight edit does. `added` is put into the stream that enters a layer, at every token.
+    `removed` maps (layer, block) to a unit vector (H) and a strength: y - s r (r . y), which is
+    what the weight edit does. `added` is put into the stream that enters a layer, at every token.
     """
 
     removed: Mapping[tuple[int, str], tuple[NDArray[np.float32], float]] = field(
@@ -125,7 +125,7 @@ def steered_logits(
     dtype: str = "float32",
     on_progress: OnProgress | None = None,
 ) -> Iterator[Float64]:
-    """Log-probabilities (N, V) after each job's prompts; all jobs share one pass over the layers."""
+    """Log-probabilities (N, V) after each job's prompts; all jobs share one pass over layers."""
     batches: list[Batch] = []
     steering: list[Steering] = []
     ranges = []

@@ -21,7 +21,12 @@ from verify.engines.llama_cpp import LlamaCppEngine
 from verify.engines.llama_model import LlamaVocabulary
 from verify.engines.opening import open_engine
 from verify.engines.scripted import ScriptedEngine
-from verify.engines.transformers import TransformersEngine, round_by_scale, round_per_token
+from verify.engines.transformers import (
+    ROUNDED_BY_STORED,
+    TransformersEngine,
+    round_by_scale,
+    round_per_token,
+)
 
 STOP = frozenset({260})
 NO_STOP: frozenset[int] = frozenset()
@@ -185,7 +190,7 @@ def test_static_fp8_runs_with_activations_rounded_by_their_stored_scales(
     artifact = open_artifact(folder)
     engine = open_engine(artifact)
     assert artifact.type == "FP8"
-    assert engine.info.activations == "float8_e4m3, stored scales"
+    assert engine.info.activations == ROUNDED_BY_STORED
     plain, stored = _dequantized(folder), load_file(folder / "model.safetensors")
     ids = torch.tensor(prompts(4, longest=1))
     with torch.inference_mode():

@@ -211,8 +211,8 @@ def _measure_activations(
             raise UnsupportedError(
                 f"{folder}: {name} is not computed with activations "
                 f"{'rounded to FP8' if wanted_rounded else 'left alone'} by transformers "
-                f"{transformers.__version__} and compressed-tensors; a comparison would misstate the"
-                " error (only FP8_DYNAMIC and FP8 are computed with 8-bit activations here;"
+                f"{transformers.__version__} and compressed-tensors; a comparison would misstate"
+                " the error (only FP8_DYNAMIC and FP8 are computed with 8-bit activations here;"
                 " --activations 16 leaves them alone)"
             )
     if not wanted_rounded:

@@ -1,0 +1,113 @@
+"""One tensor of an artifact by its Hugging Face name: its bytes, and the values they stand for.
+
+In: a GGUF, a compressed-tensors folder of a scheme that this project writes, or a checkpoint. Out:
+bytes, and float32 values in the source's row order. A whole matrix is held at a time: the largest of
+a 405B model takes 3.5 GB in float32.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, field, replace
+
+import numpy as np
+
+from convert.cast import Cast
+from convert.checkpoint import Checkpoint
+from convert.errors import CheckpointError, UnsupportedError
+from convert.families import family_of
+from convert.gguf_plan import gguf_outputs
+from convert.gguf_reader import GGUFFile, read_gguf
+from convert.output_tensor import OutputTensor, Scheme
+from convert.tensor import DTYPES, Float32, TensorInfo
+from quantize.compressed_tensors import TARGETS
+from quantize.ggml import Ggml
+from verify.artifact import Artifact, Kind
+
+_MARKS = ("_packed", "_scale", "_shape", "_global_scale", "")
+
+
+@dataclass(slots=True)
+class StoredTensors:
+    """An opened artifact; `base` is the checkpoint it was made from, edited or not."""
+
+    artifact: Artifact
+    base: Checkpoint
+    gguf: GGUFFile | None = None
+    folder: Checkpoint | None = None
+    _outputs: dict[str, OutputTensor] = field(default_factory=dict)
+
+    def names(self) -> list[str]:
+        """Names of the base's tensors that are stored in some form."""
+        if self.gguf is not None:
+            return [n for n, o in self._outputs.items() if o.name in self.gguf.tensors]
+        return [name for name in self.base.tensors if self._parts(name)]
+
+    def sha256(self, name: str) -> str:
+        """Of all bytes that stand for the tensor."""
+        digest = hashlib.sha256()
+        if self.gguf is not None:
+            digest.update(self.gguf.read(self._outputs[name].name))
+        for info in self._parts(name):
+            digest.update(self._raw(info).data)
+        return digest.hexdigest()
+
+    def values(self, name: str) -> Float32:
+        """(rows, columns) as stored, in the order of the source's rows."""
+        info = self.base.tensors[name]
+        shape = (info.rows, info.columns)
+        if self.gguf is not None:
+            output = self._outputs[name]
+            stored = self.gguf.tensors[output.name]
+            scheme: Scheme = (
+                Cast(stored.ggml_type) if stored.ggml_type in DTYPES else Ggml(stored.ggml_type)
+            )
+            data = np.frombuffer(self.gguf.read(output.name), dtype=np.uint8)
+            return np.asarray(scheme.decode([data], shape)).reshape(shape)
+        parts = {part.name: part for part in self._parts(name)}
+        if name in parts and parts[name].dtype == info.dtype:
+            return Cast(info.dtype).decode([self._raw(parts[name])], shape)
+        row = TARGETS.get(self.artifact.type)
+        if row is None:
+            raise UnsupportedError(
+                f"{self.artifact.name}: {self.artifact.type} is no scheme whose codes are read here"
+            )
+        scheme = row.scheme(self.artifact.type, info.dtype)
+        stored_parts = [name + part.suffix for part in scheme.parts(shape, info.dtype)]
+        missing = [part for part in stored_parts if part not in parts]
+        if missing:
+            raise CheckpointError(f"{self.artifact.name}: {missing[0]} is missing")
+        return np.asarray(scheme.decode([self._raw(parts[p]) for p in stored_parts], shape))
+
+    def _parts(self, name: str) -> list[TensorInfo]:
+        """What a folder stores for one tensor: weight, scales, shape."""
+        if self.folder is None:
+            return []
+        found = (self.folder.tensors.get(name + mark) for mark in _MARKS)
+        return [info for info in found if info is not None]
+
+    def _raw(self, info: TensorInfo) -> np.ndarray:
+        assert self.folder is not None
+        raw = self.folder.read_rows(info, 0, info.rows).raw
+        return np.ascontiguousarray(raw).reshape(-1).view(np.uint8)
+
+
+@contextmanager
+def open_tensors(artifact: Artifact, base: Checkpoint) -> Iterator[StoredTensors]:
+    """An artifact's tensors; closed at the end."""
+    if artifact.kind is Kind.SERVER:
+        raise UnsupportedError(f"{artifact.name}: a served model's weights are out of reach")
+    if artifact.kind is not Kind.GGUF:
+        with Checkpoint.open(artifact.path) as folder:
+            yield StoredTensors(artifact, base, folder=folder)
+        return
+    tensors = family_of(base.spec).recognise(base.spec, base.tensors)
+    outputs = gguf_outputs(base.spec, tensors)
+    by_source = {
+        output.tensor.sources[0].tensor.name: replace(output.tensor)
+        for output in outputs
+        if len(output.tensor.sources) == 1
+    }
+    yield StoredTensors(artifact, base, gguf=read_gguf(artifact.path), _outputs=by_source)

@@ -1,0 +1,27 @@
+"""A gate report as files: `abliteration.json`, `card.md`, and `scores.png` if matplotlib is there."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+from convert.errors import OutputError
+from convert.terminal import warn
+from verify.abliteration.gate import GateReport
+from verify.abliteration.print_gate import card_text
+
+
+def write_gate(report: GateReport, out: Path) -> None:
+    """Write all of them into the folder `out`."""
+    try:
+        out.mkdir(parents=True, exist_ok=True)
+        (out / "abliteration.json").write_text(json.dumps(report.to_dict(), indent=1) + "\n")
+        (out / "card.md").write_text(card_text(report))
+    except OSError as error:
+        raise OutputError(f"{out}: cannot be written to: {error.strerror}") from error
+    try:
+        from verify.abliteration.plot import plot_scores
+
+        plot_scores(report, out / "scores.png")
+    except ImportError:
+        warn("no plot: matplotlib is missing (pip install 'hermes-quant[plot]')")
