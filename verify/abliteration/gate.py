@@ -39,10 +39,11 @@ from verify.behaviour import check_behaviour
 from verify.check import EXIT_CODES, Outcome, State, total_state
 from verify.engines import LOG_PROBABILITIES, Engine, ScoringEngine
 from verify.engines.log_probabilities import Passage, Scored
+from verify.engines.opening import open_engine
 from verify.evidence import Answer, Evidence, Reference, ask, make_prompts
 from verify.gate import Gate, read_gate
+from verify.one_artifact import OnNamedProgress
 from verify.suite import read_suite
-from verify.verify import OnNamedProgress, open_engine
 
 SCHEMA_VERSION = 1
 TOP = 64
