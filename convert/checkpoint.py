@@ -188,7 +188,9 @@ class Checkpoint:
                 while chunk := stream.read(_CHUNK_BYTES):
                     on_read(chunk)
         except OSError as error:
-            raise CheckpointError(f"{self.path / name}: cannot be read: {error.strerror}") from error
+            raise CheckpointError(
+                f"{self.path / name}: cannot be read: {error.strerror}"
+            ) from error
 
 
 def _stamp(path: Path) -> tuple[int, int]:

@@ -148,7 +148,9 @@ def _tensor(path: Path, file: str, name: str, entry: object, data_start: int) ->
             f"{where}: {end - begin} bytes in the header, but {dtype} {shape} takes {expected}"
         )
     if not expected and math.prod(size or 1 for size in shape) >= MAX_EMPTY:
-        raise CheckpointError(f"{where}: shape {shape!r} holds nothing and is too large for an array")
+        raise CheckpointError(
+            f"{where}: shape {shape!r} holds nothing and is too large for an array"
+        )
     return TensorInfo(name, dtype, tuple(shape), file, data_start + begin)
 
 

@@ -77,7 +77,9 @@ def test_sizes_with_their_unit(text: str, size: int) -> None:
     assert parse_size(text) == size
 
 
-@pytest.mark.parametrize("text", ["50", "50G", "GB", "-1GB", "0GB", "1e9B", "5 gb", "nan GB", "9" * 99 + "GB"])
+@pytest.mark.parametrize(
+    "text", ["50", "50G", "GB", "-1GB", "0GB", "1e9B", "5 gb", "nan GB", "9" * 99 + "GB"]
+)
 def test_a_size_without_a_known_unit_is_refused(text: str) -> None:
     with pytest.raises(InputError, match="is not a size"):
         parse_size(text)

@@ -145,7 +145,9 @@ def test_mistakes_in_the_file(tmp_path: Path, text: str, expected: str) -> None:
         read_own_mixture(write(tmp_path, text))
 
 
-@pytest.mark.parametrize("pattern", ["(", "(?P<x>attn_v)", r"attn_v\Z", "a{99999999999}", "(" * 9999])
+@pytest.mark.parametrize(
+    "pattern", ["(", "(?P<x>attn_v)", r"attn_v\Z", "a{99999999999}", "(" * 9999]
+)
 def test_a_pattern_that_is_none_in_lower_case(pattern: str) -> None:
     with pytest.raises(InputError, match="not a regular expression"):
         parse_pattern(f"{pattern}=Q8_0")
