@@ -63,6 +63,7 @@ _CARD_KEYS = {
     "license_name": "general.license.name",
     "license_link": "general.license.link",
 }
+_MAX_FRONT_MATTER = 1 << 20
 _HUB = "https://huggingface.co/"
 Ancestor = Mapping[str, str]
 
@@ -123,14 +124,7 @@ def _read_card(path: Path) -> Authorship:
     """A card's front matter; a missing card or one without front matter is empty."""
     if not path.is_file():
         return Authorship()
-    import yaml
-    from huggingface_hub import metadata_load
-
-    try:
-        data = metadata_load(path) or {}
-    except (yaml.YAMLError, ValueError, RecursionError) as error:
-        problem = " ".join(str(error).split())
-        raise CheckpointError(f"{path}: the front matter is not valid YAML: {problem}") from error
+    data = _front_matter(path)
     stated = {gguf: ",".join(_texts(data.get(key))) for key, gguf in _CARD_KEYS.items()}
     texts = {key: text for key, text in stated.items() if text}
     if "general.name" not in texts and (listed := _index_name(data.get("model-index"))):
@@ -142,6 +136,32 @@ def _read_card(path: Path) -> Authorship:
         tags=(*_texts(data.get("tags")), *_texts(data.get("pipeline_tag"))),
         languages=_texts(data.get("language")),
     )
+
+
+def _front_matter(path: Path) -> Mapping[str, Any]:
+    """The YAML at the head of a card, where `no` in a list is a language, as the converter has it.
+
+    References are refused: keys merged through ten levels of ten of them are 10^10 keys.
+    """
+    import yaml
+    from huggingface_hub.repocard import REGEX_YAML_BLOCK
+
+    try:
+        match = REGEX_YAML_BLOCK.search(path.read_text(encoding="utf-8"))
+        block = f"{match[2]}\n".replace("- no\n", '- "no"\n').replace("\t", "  ") if match else ""
+        if len(block) > _MAX_FRONT_MATTER:
+            raise ValueError(f"{len(block)} characters; expected at most {_MAX_FRONT_MATTER}")
+        if any(isinstance(event, yaml.AliasEvent) for event in yaml.parse(block, yaml.SafeLoader)):
+            raise ValueError("a reference (*name); write out what it stands for")
+        data = yaml.safe_load(block) or {}
+        if not isinstance(data, dict):
+            raise ValueError(f"a {type(data).__name__}, expected `key: value` lines")
+    except (yaml.YAMLError, ValueError, RecursionError) as error:
+        problem = " ".join(str(error).split())
+        raise CheckpointError(f"{path}: the front matter cannot be read: {problem}") from error
+    except OSError as error:
+        raise CheckpointError(f"{path}: cannot be read: {error.strerror}") from error
+    return data
 
 
 def _index_name(index: object) -> str | None:

@@ -14,6 +14,7 @@ from __future__ import annotations
 
 import hashlib
 import os
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
 from types import TracebackType
@@ -31,6 +32,7 @@ INDEX_NAME = "model.safetensors.index.json"
 SINGLE_NAME = "model.safetensors"
 PICKLE_SUFFIXES = (".bin", ".pth", ".pt", ".ckpt", ".pkl")
 WEIGHT_SUFFIXES = (".safetensors", ".gguf", ".h5", ".msgpack", *PICKLE_SUFFIXES)
+_CHUNK_BYTES = 1 << 20
 TEMPLATE_FOLDER = "additional_chat_templates"
 RECIPE_NAME = "release.yaml"
 """A recipe may lie beside the weights; it says how to release them and is no part of them."""
@@ -181,6 +183,17 @@ class Checkpoint:
         ]
         templates = sorted((self.path / TEMPLATE_FOLDER).glob("*.jinja"))
         return (*names, *(f"{TEMPLATE_FOLDER}/{template.name}" for template in templates))
+
+    def read_side_file(self, name: str, on_read: Callable[[bytes], object]) -> None:
+        """Hand a side file on in pieces: whatever lies in the folder may be one, of any size."""
+        try:
+            with (self.path / name).open("rb") as stream:
+                while chunk := stream.read(_CHUNK_BYTES):
+                    on_read(chunk)
+        except OSError as error:
+            raise CheckpointError(
+                f"{self.path / name}: cannot be read: {error.strerror}"
+            ) from error
 
 
 def _stamp(path: Path) -> tuple[int, int]:

@@ -20,7 +20,10 @@ from convert.families import family_of
 from convert.gguf_reader import GGUFFile, read_gguf
 from convert.hub import is_on_disk, locate
 from convert.model_spec import ModelSpec, read_json_object
+from convert.tensor import TensorInfo
 
+_COMPANIONS = ("_scale", "_shape", "_zero_point", "_g_idx")
+"""Ends of the names of what lies beside a quantized weight and is no part of the model."""
 _SPECIALS = ("bos", "eos", "pad", "unknown")
 
 
@@ -86,7 +89,6 @@ def _stored(tensors: Iterable[tuple[str, int, int]]) -> tuple[Stored, ...]:
 def _inspect_checkpoint(checkpoint: Checkpoint) -> Inspection:
     spec, folder = checkpoint.spec, checkpoint.path
     infos = checkpoint.tensors.values()
-    weights = [info for info in infos if not info.name.endswith("_scale")]
     templates: Templates = read_templates(folder)
     return Inspection(
         kind=f"{spec.quantization} folder" if spec.quantization else "checkpoint",
@@ -94,7 +96,7 @@ def _inspect_checkpoint(checkpoint: Checkpoint) -> Inspection:
         architecture=spec.architecture,
         family=_family(spec),
         quantization=_quantization(folder),
-        parameters=sum(math.prod(info.shape) for info in weights),
+        parameters=_parameters(folder, infos),
         size_bytes=sum(stamp[0] for stamp in checkpoint.stamps.values()),
         files=len(checkpoint.shards),
         layers=spec.num_hidden_layers,
@@ -125,6 +127,23 @@ def _quantization(folder: Path) -> str | None:
     groups = config.get("config_groups")
     names = ", ".join(groups) if isinstance(groups, dict) else ""
     return " ".join(str(part) for part in (config.get("format"), names) if part)
+
+
+def _parameters(folder: Path, infos: Iterable[TensorInfo]) -> int:
+    """Values of the model itself; a packed word holds as many as its bits allow."""
+    config = read_json_object(folder / "config.json").get("quantization_config")
+    groups = config.get("config_groups") if isinstance(config, dict) else None
+    groups = groups.values() if isinstance(groups, dict) else ()
+    schemes = [group.get("weights") for group in groups if isinstance(group, dict)]
+    widths = [scheme.get("num_bits") for scheme in schemes if isinstance(scheme, dict)]
+    bits = next((width for width in widths if width in (4, 8)), None)
+    return sum(
+        8 * info.size_bytes // bits
+        if bits and info.name.endswith("_packed")
+        else math.prod(info.shape)
+        for info in infos
+        if not info.name.endswith(_COMPANIONS)
+    )
 
 
 def _special_tokens(folder: Path) -> dict[str, str]:

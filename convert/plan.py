@@ -74,7 +74,8 @@ class PlannedArtifact:
             tensor = placed.tensor
             digest.update(repr((tensor.name, tensor.scheme, tensor.importance)).encode())
         for copy in self.copies:
-            digest.update(copy.encode() + (checkpoint.path / copy).read_bytes())
+            digest.update(copy.encode())
+            checkpoint.read_side_file(copy, digest.update)
         return digest.hexdigest()
 
 

@@ -52,7 +52,9 @@ class Tokenizer:
             raise CheckpointError(f"{path}: not found; a fast tokenizer (tokenizer.json) is needed")
         try:
             backend = tokenizers.Tokenizer.from_file(str(path))
-        except Exception as error:  # the library raises bare Exception for anything it cannot read
+        except BaseException as error:  # the library raises Exception, and PanicException beside it
+            if isinstance(error, KeyboardInterrupt | SystemExit):
+                raise
             raise CheckpointError(f"{path}: not a tokenizer this version reads: {error}") from error
         backend.no_padding()
         backend.no_truncation()
@@ -74,8 +76,7 @@ class Tokenizer:
 
     def token_id(self, token: str) -> int | None:
         """The id of one token's text, or None if the vocabulary lacks it."""
-        found: int | None = self._backend.token_to_id(token)
-        return found
+        return _token_id(self._backend, token)
 
     @property
     def added_tokens(self) -> tuple[str, ...]:
@@ -140,6 +141,14 @@ def stop_ids(checkpoint: Checkpoint, tokenizer: Tokenizer) -> frozenset[int]:
     return frozenset(found)
 
 
+def _token_id(backend: tokenizers.Tokenizer, token: str) -> int | None:
+    try:
+        found: int | None = backend.token_to_id(token)
+    except UnicodeEncodeError:  # half of a surrogate pair, which JSON can hold, is no token
+        return None
+    return found
+
+
 def _special_tokens(folder: Path, config: Mapping[str, Any]) -> dict[str, str]:
     """`bos_token` and the like: tokenizer_config.json first, then the older map beside it."""
     legacy_path = folder / LEGACY_NAME
@@ -156,9 +165,11 @@ def _check_added_tokens(
     backend: tokenizers.Tokenizer, config: Mapping[str, Any], path: Path
 ) -> None:
     listed = config.get("added_tokens_decoder") or {}
+    if not isinstance(listed, dict):
+        raise CheckpointError(f"{path}: added_tokens_decoder is malformed; expected tokens by id")
     for number, token in listed.items():
         content = token.get("content") if isinstance(token, dict) else token
-        found = backend.token_to_id(content) if isinstance(content, str) else None
+        found = _token_id(backend, content) if isinstance(content, str) else None
         if str(found) != str(number):
             raise UnsupportedError(
                 f"{path}: added token {content!r} is {number} here and {found} in "

@@ -33,7 +33,7 @@ def readable_size(size_bytes: int) -> str:
 
 
 def console() -> Console:
-    """Standard output; a pipe has no width, so nothing is cut there. `:x:` in a name is no emoji."""
+    """Standard output, where `:x:` is no emoji; a pipe has no width, so nothing is cut there."""
     from rich.console import Console
 
     return Console(width=None if sys.stdout.isatty() else 1000, emoji=False)

@@ -82,11 +82,12 @@ class Nvfp4:
         local = round_to(_group_absmax(block, NVFP4_GROUP) / np.float32(6), self.dtype)
         scaled = np.minimum(shared * to_float32(local, self.dtype), np.float32(E4M3_MAX))
         codes = encode_e4m3(scaled)
-        values = decode_e4m3(np.where(codes == 0, _E4M3_EPSILON_CODE, codes))
-        divisor = np.repeat(np.divide(values, shared, dtype=np.float32), NVFP4_GROUP, axis=1)
+        scales = np.where(codes == 0, _E4M3_EPSILON_CODE, codes)
+        quotients = np.divide(decode_e4m3(scales), shared, dtype=np.float32)
+        divisor = np.repeat(quotients, NVFP4_GROUP, axis=1)
         packed = pack_nibbles(E2M1.encode(block.float32() / divisor))
         whole = np.array([] if block.first_row else [shared], dtype=np.float32)
-        return Encoded((packed, encode_e4m3(values), whole))
+        return Encoded((packed, scales, whole))
 
     def decode(self, stored: Sequence[NDArray[np.uint8]], shape: tuple[int, ...]) -> Float32:
         """codes * scale / global, in float32."""

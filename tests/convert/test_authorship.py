@@ -47,6 +47,23 @@ def test_the_card_s_front_matter(tmp_path: Path) -> None:
     }
 
 
+def test_norwegian_is_a_language_and_a_tab_is_two_spaces(tmp_path: Path) -> None:
+    (tmp_path / "README.md").write_text("---\nlanguage:\n- en\n- no\nlicense:\t\tmit\n---\n")
+    assert texts(tmp_path)["general.languages"] == ("en", "no")
+    assert texts(tmp_path)["general.license"] == "mit"
+
+
+def test_a_card_that_would_fill_the_memory(tmp_path: Path) -> None:
+    levels = ["a0: &a0 {k: 1}"]
+    levels += [f"a{i}: &a{i} {{<<: [{', '.join([f'*a{i - 1}'] * 10)}]}}" for i in range(1, 3)]
+    (tmp_path / "README.md").write_text("\n".join(["---", *levels, "---", ""]))
+    with pytest.raises(CheckpointError, match=r"README\.md: .* a reference"):
+        read_authorship(tmp_path)
+    (tmp_path / "README.md").write_text("---\n" + "a:\n" * 500_000 + "---\n")
+    with pytest.raises(CheckpointError, match=r"README\.md: .*1500000 characters"):
+        read_authorship(tmp_path)
+
+
 def test_the_file_wins_over_the_card_and_the_name_over_the_file(tmp_path: Path) -> None:
     (tmp_path / "README.md").write_text(CARD)
     path = tmp_path / "metadata.json"

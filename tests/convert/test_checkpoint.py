@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import pickle
+import tracemalloc
 from collections.abc import Callable
 from itertools import islice
 from pathlib import Path
@@ -16,7 +17,8 @@ from safetensors.torch import load_file, save_file
 from convert.blocks import row_blocks
 from convert.checkpoint import Checkpoint
 from convert.errors import CheckpointError, InputError
-from quantize.job import quantize
+from convert.model import open_model
+from quantize.job import plan_folder, quantize
 from tests.convert.refusal import TARGETS, refuse
 from tests.miniature import Shape, change_json, write_checkpoint
 
@@ -220,6 +222,26 @@ def test_side_files_leave_out_weights_code_and_our_own_sidecars(source: Path) ->
     }
     change_json(source / "config.json", auto_map={"AutoModel": "evil.X"})
     assert "evil.py" in Checkpoint.open(source).side_files()
+
+
+def test_a_large_side_file_takes_no_memory_and_one_that_cannot_be_read_is_named(
+    source: Path,
+) -> None:
+    with (source / "notes.npz").open("wb") as stream:
+        stream.truncate(1 << 26)
+    with open_model(str(source)) as model:
+        planned = plan_folder(model, "FP8_DYNAMIC", "ct-eager")
+        tracemalloc.start()
+        first = planned.fingerprint(model.checkpoint, "tool")
+        assert tracemalloc.get_traced_memory()[1] < 1 << 24
+        tracemalloc.stop()
+        with (source / "notes.npz").open("r+b") as stream:
+            stream.seek(1 << 25)
+            stream.write(b"1")
+        assert planned.fingerprint(model.checkpoint, "tool") != first
+        (source / "notes.npz").unlink()
+        with pytest.raises(CheckpointError, match=r"notes\.npz: cannot be read"):
+            planned.fingerprint(model.checkpoint, "tool")
 
 
 def test_rows_can_be_read_alone(miniature: Path) -> None:

@@ -40,6 +40,16 @@ def test_inspect_says_the_same_of_a_checkpoint_and_what_is_made_of_it(
     assert found[0]["bits_per_weight"] > 15.9 > 9.1 > found[1]["bits_per_weight"]
 
 
+def test_parameters_do_not_depend_on_how_weights_are_packed(
+    tmp_path: Path, miniature: Path
+) -> None:
+    targets = ["W4A16", "W8A16", "NVFP4A16", "MXFP4", "FP8_BLOCK"]
+    quantize(str(miniature), tmp_path, targets, name="m")
+    expected = inspect(str(miniature)).parameters
+    for target in targets:
+        assert inspect(str(tmp_path / f"m-{target}")).parameters == expected, target
+
+
 def test_inspect_of_an_unknown_family_says_what_it_can(tmp_path: Path) -> None:
     source = write_checkpoint(tmp_path / "s", shape=Shape(layers=1))
     change_json(source / "config.json", architectures=["GemmaForCausalLM"])

@@ -163,15 +163,35 @@ def test_padding_and_truncation_saved_in_the_file_do_not_leak(folder: Path) -> N
     assert Tokenizer.open(folder).encode(long) == whole
 
 
+PANIC = json.dumps(
+    {
+        "model": {
+            "type": "BPE",
+            "vocab": {"a": 0, "b": 1, "ab": 2},
+            "merges": [["a", "b"]],
+            "continuing_subword_prefix": "longer",
+        }
+    }
+)
+"""The library cuts the prefix from `b` and panics, which is no Exception."""
+
+
 def test_tokenizers_that_cannot_be_used_are_named(folder: Path) -> None:
     with pytest.raises(ConversationError, match="surrogate"):
         Tokenizer.open(folder).encode("\ud800")
     edit_config(folder, added_tokens_decoder={"5": {"content": "<new>"}})
     with pytest.raises(UnsupportedError, match="'<new>' is 5 here and None"):
         Tokenizer.open(folder)
-    (folder / "tokenizer.json").write_text("{}")
-    with pytest.raises(CheckpointError, match=r"tokenizer\.json: not a tokenizer"):
+    edit_config(folder, added_tokens_decoder={"5": {"content": "\ud800"}})
+    with pytest.raises(UnsupportedError, match="is 5 here and None"):
         Tokenizer.open(folder)
+    edit_config(folder, added_tokens_decoder=[5])
+    with pytest.raises(CheckpointError, match="added_tokens_decoder is malformed"):
+        Tokenizer.open(folder)
+    for content in ("{}", PANIC):
+        (folder / "tokenizer.json").write_text(content)
+        with pytest.raises(CheckpointError, match=r"tokenizer\.json: not a tokenizer"):
+            Tokenizer.open(folder)
     (folder / "tokenizer.json").unlink()
     with pytest.raises(CheckpointError, match=r"tokenizer\.json: not found"):
         Tokenizer.open(folder)
