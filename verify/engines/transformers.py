@@ -5,9 +5,9 @@ In: a model folder (16- or 32-bit safetensors, or compressed-tensors FP8). Out: 
 Whatever the weights are stored in, float32 is what is computed in: it holds 16-bit values exactly,
 so the reference has the weights' own precision and adds none of its own error. An FP8 folder is
 decompressed to what its codes stand for, and compressed-tensors rounds what enters each quantized
-layer to e4m3, by one scale a token or by the stored `input_scale`, as vLLM does on hardware that has
-FP8 (W8A8). Whether it does so has changed between versions of transformers, so it is measured when
-the engine is opened and an FP8 folder whose activations stay unrounded is refused: it would
+layer to e4m3, by one scale a token or by the stored `input_scale`, as vLLM does on hardware that
+has FP8 (W8A8). Whether it does so has changed between versions of transformers, so it is measured
+when the engine is opened and an FP8 folder whose activations stay unrounded is refused: it would
 understate the error by half.
 
 Decoding is our own greedy loop, because `generate` obeys the folder's generation_config.json
