@@ -37,8 +37,8 @@ def makeable(
 ) -> tuple[tuple[Candidate, ...], tuple[str, ...]]:
     """Every target (or those named) as a candidate, and a line for each that cannot be planned.
 
-    Targets that need a calibration cannot be planned here (FP8_TENSOR has the size of FP8); the line
-    that says so is given only where they are named.
+    Targets that need a calibration cannot be planned here, which is said only where they are named
+    (FP8_TENSOR has the size of FP8).
     `shards_known` says whether the shards are the checkpoint's: a folder has as many headers.
     """
     plain = planners(Options())
