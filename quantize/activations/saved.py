@@ -39,7 +39,6 @@ def save_progress(path: Path, key: str, start: Start, statistics: Statistics) ->
         with temporary.open("wb") as stream:
             np.savez(
                 stream,
-                allow_pickle=False,
                 key=np.array(key),
                 layer=np.array(start.layer),
                 **arrays,

@@ -209,6 +209,27 @@ def test_static_fp8_runs_with_activations_rounded_by_their_stored_scales(
     engine.close()
 
 
+def test_a_folder_with_scales_of_the_cache_runs_with_the_cache_rounded(
+    artifacts: dict[str, Path], reference_folder: Path, tmp_path: Path
+) -> None:
+    data = tmp_path / "d.jsonl"
+    message = {"role": "user", "content": "some words to look at " * 20}
+    data.write_text(json.dumps({"id": "a", "messages": [message]}))
+    made = calibrate(str(reference_folder), tmp_path / "cal", data, chunk_tokens=64)
+    targets, kept = ["FP8_DYNAMIC"], made.folder
+    quantize(str(reference_folder), tmp_path, targets, calibration=kept, kv_cache=True, name="m")
+    rounded = TransformersEngine(tmp_path / "m-FP8_DYNAMIC")
+    plain = TransformersEngine(artifacts["FP8_DYNAMIC"])
+    assert rounded.info.kv_type == "float8_e4m3, stored scales"
+    assert plain.info.kv_type == "float32"
+    (ids,) = prompts(1)
+    with torch.inference_mode():
+        a, b = (engine._model(torch.tensor([ids])).logits for engine in (rounded, plain))
+    assert 1e-4 < (a - b).abs().max() < 0.2 * b.abs().max()
+    rounded.close()
+    plain.close()
+
+
 def _dequantized(folder: Path) -> Any:
     """The FP8 folder's weights times their scales, in a model that knows nothing of FP8."""
     transformers = pytest.importorskip("transformers")

@@ -56,7 +56,7 @@ class TransformersEngine:
             version=transformers.__version__,
             dtype="float32",
             activations=_measure_activations(folder, quantized, rounded) if quantized else PLAIN,
-            kv_type="float32",
+            kv_type="float8_e4m3, stored scales" if _rounds_cache(self._model) else "float32",
             batch=batch,
             device=device,
             threads=torch.get_num_threads(),
@@ -187,8 +187,14 @@ def _quantized_layers(model: Any) -> dict[str, torch.nn.Module]:
     return {
         name: module
         for name, module in model.named_modules()
-        if getattr(module, "quantization_scheme", None) is not None
+        if isinstance(module, torch.nn.Linear)  # an attention whose KV cache is rounded is none
+        and getattr(module, "quantization_scheme", None) is not None
     }
+
+
+def _rounds_cache(model: Any) -> bool:
+    """Whether keys and values are rounded to FP8, as a folder with a kv_cache_scheme asks for."""
+    return any(hasattr(module, "k_scale") for module in model.modules())
 
 
 @torch.inference_mode()
