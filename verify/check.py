@@ -15,6 +15,7 @@ is an exception and never a verdict.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from enum import StrEnum
@@ -53,12 +54,29 @@ class Verdict:
 
 
 @dataclass(frozen=True, slots=True)
+class Point:
+    """What was measured of one subject, right or wrong, to be drawn; None for no finite number."""
+
+    subject: str
+    values: Mapping[str, float | None]
+
+
+@dataclass(frozen=True, slots=True)
 class Outcome:
-    """One check on one artifact. `findings` may be cut short; the numbers count all of them."""
+    """One check on one artifact. `findings` may be cut short; the numbers count all of them.
+
+    `points` are all that was measured, in the order of the file or suite.
+    """
 
     check: str
     verdict: Verdict
     findings: tuple[Finding, ...] = ()
+    points: tuple[Point, ...] = ()
+
+
+def finite(value: float | None) -> float | None:
+    """A number that JSON can hold, or None."""
+    return value if value is not None and math.isfinite(value) else None
 
 
 class Check(Protocol[E_contra]):

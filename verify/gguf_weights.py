@@ -39,7 +39,7 @@ from convert.output_tensor import Importance, OutputTensor
 from convert.tensor import DTYPES, Block
 from quantize.ggml import ABORTS_WITHOUT_IMPORTANCE, Ggml
 from quantize.importance import ImportanceFile, importance_for
-from verify.check import Finding, Number, Outcome, State, Verdict
+from verify.check import Finding, Number, Outcome, Point, State, Verdict, finite
 from verify.evidence import Evidence
 
 NAME = "gguf_weights"
@@ -88,20 +88,24 @@ def check_gguf_weights(evidence: Evidence, /, importance: ImportanceFile | None 
         "same_bytes": sum(m.same_bytes for m in measured),
         "wrong": len(wrong),
         "not_compared": len(skipped),
-        "worst_ratio": _finite(max((m.ratio for m in measured), default=None)),
-        "worst_error": _finite(max((m.error for m in measured), default=None)),
+        "worst_ratio": finite(max((m.ratio for m in measured), default=None)),
+        "worst_error": finite(max((m.error for m in measured), default=None)),
     }
+    points = tuple(
+        Point(m.name, {"error": finite(m.error), "ratio": finite(m.ratio)}) for m in measured
+    )
     if wrong:
         reason = f"{len(wrong)} tensors are not what quantizing the source gives"
         findings = tuple(Finding(m.name, _message(m)) for m in wrong[:_FINDINGS])
-        return Outcome(NAME, Verdict(State.FAIL, reason, numbers), findings)
+        return Outcome(NAME, Verdict(State.FAIL, reason, numbers), findings, points)
     findings = tuple(Finding(m.name, f"other bytes; {_message(m)}") for m in other[:_FINDINGS])
     if skipped:
         findings += tuple(
             Finding(name, "its type needs an imatrix: give --imatrix") for name in skipped
         )
         reason = f"{len(skipped)} tensors cannot be encoded again without the imatrix"
-        return Outcome(NAME, Verdict(State.NOT_ENOUGH_EVIDENCE, reason, numbers), findings)
+        verdict = Verdict(State.NOT_ENOUGH_EVIDENCE, reason, numbers)
+        return Outcome(NAME, verdict, findings, points)
     if not measured:
         return Outcome(NAME, Verdict(State.NOT_ENOUGH_EVIDENCE, "no tensor to compare", numbers))
     reason = f"all {len(measured)} tensors encode to the same bytes"
@@ -110,11 +114,7 @@ def check_gguf_weights(evidence: Evidence, /, importance: ImportanceFile | None 
             f"{len(other)} of {len(measured)} tensors have other bytes, with errors like our own"
             f" (at most {other[0].ratio:.2f} times)"
         )
-    return Outcome(NAME, Verdict(State.PASS, reason, numbers), findings)
-
-
-def _finite(value: float | None) -> float | None:
-    return value if value is not None and math.isfinite(value) else None
+    return Outcome(NAME, Verdict(State.PASS, reason, numbers), findings, points)
 
 
 def _message(found: Deviation) -> str:

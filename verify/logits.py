@@ -23,7 +23,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from verify.check import Finding, Number, Outcome, State, Verdict, total_state
+from verify.check import Finding, Number, Outcome, Point, State, Verdict, finite, total_state
 from verify.distributions import kl_per_token, trigger_margin
 from verify.engines.log_probabilities import Floats, Scored
 from verify.evidence import Evidence, Reference, TeacherForced
@@ -140,7 +140,11 @@ def check_trigger(pairs: _Pairs) -> Outcome:
     reason = f"same first decision {same.hits} of {same.total}; floor {floor:.2f}"
     if not margins:
         reason = "no conversation with tools whose first token could be compared"
-    return Outcome("trigger", Verdict(state, reason, numbers), tuple(findings[:FINDINGS_SHOWN]))
+    points = tuple(
+        Point(name, {"reference": finite(a), "artifact": finite(b)}) for name, a, b in margins
+    )
+    verdict = Verdict(state, reason, numbers)
+    return Outcome("trigger", verdict, tuple(findings[:FINDINGS_SHOWN]), points)
 
 
 def check_log_prob(pairs: _Pairs) -> Outcome:

@@ -29,7 +29,7 @@ from verify.report.contents import ArtifactReport, Scores
 from verify.served import NAME as SERVED_CALLS
 from verify.served import check_served_calls
 from verify.structure import check_structure
-from verify.summary import scores
+from verify.summary import fit_report, scores
 from verify.teacher_forcing import score_artifact
 from verify.templates import check_templates
 from verify.tokens import check_tokens
@@ -84,6 +84,7 @@ def verify_one(
         not_measured=not_measured(outcomes) if answered else (),
         confusion=answered.confusion if answered else {},
         differences=answered.differences if answered else (),
+        fit=fit_report(artifact) if outcomes[0].verdict.state is not State.FAIL else None,
     )
 
 

@@ -8,10 +8,11 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
+from convert.errors import InputError
 from verify.artifact import Artifact
 from verify.evidence import Answer, Reference
 from verify.gate import Gate
-from verify.report.contents import Detectable, GateReport, Scores, SuiteReport
+from verify.report.contents import Detectable, Fit, GateReport, Scores, SuiteReport
 from verify.scoring import score
 from verify.statistics import count, smallest_detectable_drop
 from verify.suite import Suite
@@ -48,6 +49,21 @@ def suite_report(suite: Suite) -> SuiteReport:
             Detectable(share, smallest_detectable_drop(with_tools, share)) for share in FLIP_SHARES
         ),
     )
+
+
+def fit_report(artifact: Artifact) -> Fit | None:
+    """What it takes to run an artifact, by the verb `fit`; None for what that cannot read."""
+    if artifact.served:
+        return None
+    from quantize.fit.fit import fit
+
+    try:
+        report = fit(str(artifact.path))
+    except InputError:
+        return None
+    (smallest, *_) = report.survey
+    gpu = smallest.gpu.name if smallest.gpu else None
+    return Fit(report.question.context, smallest.count, gpu)
 
 
 def gate_report(gate: Gate, artifacts: Sequence[Artifact]) -> GateReport:

@@ -14,7 +14,6 @@ Matrices in other formats than E4M3 are counted and not looked at.
 
 from __future__ import annotations
 
-import math
 import os
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -29,7 +28,7 @@ from convert.errors import InputError
 from convert.model_spec import read_json_object
 from convert.tensor import DTYPES, SOURCE_DTYPES, TensorInfo
 from verify.artifact import Artifact, Kind
-from verify.check import Finding, Number, Outcome, State, Verdict
+from verify.check import Finding, Number, Outcome, Point, State, Verdict, finite
 from verify.evidence import Evidence
 from verify.quantization import read_quantization
 from verify.rounding import Float64, Scales, read_scales, rounding_ratios
@@ -83,18 +82,19 @@ def check_weights(evidence: Evidence, /) -> Outcome:
         "not_looked_at": len(source.tensors) - len(deviations),
         "values": sum(d.elements for d in deviations),
         "out_of_bounds": sum(d.out_of_bounds for d in wrong),
-        "worst_ratio": None if math.isinf(worst) else worst,
+        "worst_ratio": finite(worst),
     }
+    points = tuple(Point(d.name, {"ratio": finite(d.ratio)}) for d in codes)
     if wrong:
         reason = f"{len(wrong)} tensors are not what rounding makes of the source"
         findings = tuple(Finding(d.name, _message(d)) for d in wrong[:_FINDINGS])
-        return Outcome(NAME, Verdict(State.FAIL, reason, numbers), findings)
+        return Outcome(NAME, Verdict(State.FAIL, reason, numbers), findings, points)
     if not codes:
         return Outcome(NAME, Verdict(State.NOT_ENOUGH_EVIDENCE, "no FP8 matrix", numbers))
     reason = f"all {numbers['values']:,} values are within their rounding of the source"
     if numbers["not_looked_at"]:
         reason += f"; {numbers['not_looked_at']} tensors are in other formats"
-    return Outcome(NAME, Verdict(State.PASS, reason, numbers))
+    return Outcome(NAME, Verdict(State.PASS, reason, numbers), points=points)
 
 
 def _message(deviation: Deviation) -> str:

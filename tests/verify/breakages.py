@@ -97,6 +97,24 @@ def noise(data: np.ndarray) -> None:
     data += (0.1 * data.std() / 2 * a @ b).astype(np.float32)
 
 
+def cut_vocabulary(values: dict[str, Any]) -> None:
+    for key in (TOKENS, TYPES):
+        values[key] = values[key][:300]
+
+
+def cut_rows(*names: str) -> Edit:
+    def edit(tensors: dict[str, Any]) -> None:
+        for name in names:
+            data, kind = tensors[name]
+            tensors[name] = (np.ascontiguousarray(data[:300]), kind)
+
+    return edit
+
+
+def second_bos(values: dict[str, Any]) -> None:
+    values[TOOL_USE] = "{{ bos_token }}" + values[TOOL_USE]
+
+
 def edit_template(values: dict[str, Any]) -> None:
     values[TOOL_USE] = values[TOOL_USE].replace("{{ m.content", "{{  m.content", 1)
 
@@ -220,6 +238,16 @@ BREAKAGES = {
     "template edited by one character": Breakage(
         gguf_with(fields=edit_template), "templates", TOOL_USE
     ),
+    "the vocabulary cut short": Breakage(
+        gguf_with(fields=cut_vocabulary), "tokens", "300 entries, the reference's has 320"
+    ),
+    "embedding and head cut short": Breakage(
+        gguf_with(tensors=cut_rows("token_embd.weight", "output.weight")),
+        "structure", "token_embd.weight: shape [300,",
+    ),
+    "a template that writes BOS twice": Breakage(
+        gguf_with(fields=second_bos), "templates", TOOL_USE
+    ),
     "templates swapped": Breakage(gguf_with(fields=swap(TOOL_USE, DEFAULT)), "templates", DEFAULT),
     "<tool_call> made a control token": Breakage(
         gguf_with(fields=put_item(TYPES, TOOL_CALL, CONTROL)), "tokens", "'<tool_call>'"
@@ -257,6 +285,10 @@ BREAKAGES = {
     "FP8: config with another rope base": Breakage(
         folder_with(files=edit_json("config.json", lambda c: c.update(rope_theta=1e4))),
         "structure", "rope_theta",
+    ),
+    "FP8: config that ties the head": Breakage(
+        folder_with(files=edit_json("config.json", lambda c: c.update(tie_word_embeddings=True))),
+        "structure", "tie_word_embeddings",
     ),
     "FP8: tool_use template dropped": Breakage(
         folder_with(files=edit_json("tokenizer_config.json", drop_tool_use)),

@@ -15,8 +15,10 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from convert.checkpoint import Checkpoint
+from convert.rendering import Tokenizer
 from quantize.compressed_tensors import TARGETS
 from quantize.job import quantize
+from tests.miniature import write_checkpoint
 from tests.verify.conftest import evidence
 from tests.verify.damage import Edit, rewrite_gguf
 from tests.verify.lint.checkpoints import change_tensors, make
@@ -194,3 +196,19 @@ def test_scales_of_other_granularities(reference: Reference, tmp_path: Path, sch
     expected = "[2, 4]" if scheme == "FP8_BLOCK" else "[1]"
     outcome = check_structure(evidence(source, folder))
     assert found(outcome) == {name: f"shape [256, 1], expected {expected}"}
+
+
+def test_a_head_beside_a_tied_embedding_is_named(tmp_path: Path) -> None:
+    """A GGUF of a tied model with a head of its own: the reference has no such tensor."""
+    tied = write_checkpoint(tmp_path / "tied", tied=True)
+    quantize(str(tied), tmp_path, ["Q8_0"], name="m")
+    base = Reference(Checkpoint.open(tied), Tokenizer.open(tied), (), ())
+    whole = tmp_path / "m-Q8_0.gguf"
+    assert check_structure(evidence(base, whole)).verdict.state is State.PASS
+
+    def untie(tensors: dict[str, Any]) -> None:
+        tensors["output.weight"] = tensors["token_embd.weight"]
+
+    broken = rewrite_gguf(whole, tmp_path / "untied.gguf", tensors=untie)
+    message = found(check_structure(evidence(base, broken)))["output.weight"]
+    assert "nothing in the source accounts for it" in message

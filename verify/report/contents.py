@@ -17,7 +17,7 @@ from verify.differences import Difference
 from verify.engines import EngineInfo
 from verify.statistics import Rate
 
-SCHEMA_VERSION = 2
+SCHEMA_VERSION = 3
 OF_FILES = ("structure", "tokens", "templates", "weights", "gguf_weights")
 """Checks of the files alone; all others need a run."""
 
@@ -71,12 +71,21 @@ class ReferenceReport:
 
 
 @dataclass(frozen=True, slots=True)
+class Fit:
+    """The smallest GPU of the table that runs it at this context, one request; None: none does."""
+
+    context: int
+    gpus: int
+    gpu: str | None
+
+
+@dataclass(frozen=True, slots=True)
 class ArtifactReport:
     """One artifact; engine and scores are None if it was not run.
 
     `not_checked` names checks that cannot be made of it, as its files are out of reach; the size is
     then 0. `not_measured` names those for which the suite has no prompt. `confusion` counts call
-    outcomes, {reference's: {artifact's: count}}.
+    outcomes, {reference's: {artifact's: count}}. `fit` is None where nothing can be said of memory.
     """
 
     name: str
@@ -93,6 +102,7 @@ class ArtifactReport:
     not_measured: tuple[str, ...] = ()
     confusion: Mapping[str, Mapping[str, int]] = field(default_factory=dict)
     differences: tuple[Difference, ...] = ()
+    fit: Fit | None = None
 
 
 @dataclass(frozen=True, slots=True)

@@ -4,7 +4,8 @@ In: a `Report`. Out: the text of `report.html`, made by jinja2 from the template
 The first screen answers a release manager: what passed, what got worse, by how much, with which
 certainty. All else is folded away below, one artifact after another.
 
-A plot is inline SVG: for every check that states `drop`, `drop_low`, `drop_high` and `margin`, a
+Drawings are inline SVG. Those of weights and log-probabilities are in `charts.py`; the one here is
+of changes: for every check that states `drop`, `drop_low`, `drop_high` and `margin`, a
 line for the interval of the change against the reference, and a mark at the margin. A check without
 these numbers is listed with what it has: checks are data, a new one needs no change here.
 """
@@ -19,6 +20,15 @@ from typing import TYPE_CHECKING
 from verify.call_outcomes import CallOutcome
 from verify.check import Outcome, State
 from verify.differences import Difference
+from verify.report.charts import (
+    SPANS_WIDTH,
+    SQUARE,
+    TENSORS_HEIGHT,
+    TENSORS_WIDTH,
+    span_marks,
+    tensor_bars,
+    trigger_dots,
+)
 from verify.report.contents import ArtifactReport, Report
 from verify.report.shown import Piece, marked, megabytes, number, percent, points, visible
 
@@ -95,6 +105,13 @@ def _template() -> Template:
         "whiskers": whiskers,
         "confusion_rows": confusion_rows,
         "pairs": pairs,
+        "tensor_bars": tensor_bars,
+        "span_marks": span_marks,
+        "trigger_dots": trigger_dots,
+        "tensors_width": TENSORS_WIDTH,
+        "tensors_height": TENSORS_HEIGHT,
+        "spans_width": SPANS_WIDTH,
+        "square": SQUARE,
         "plot_width": PLOT_WIDTH,
     }
     return environment.get_template(_TEMPLATE)

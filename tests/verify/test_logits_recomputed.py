@@ -1,0 +1,108 @@
+"""Every number of the checks on log-probabilities, computed a second time in another way."""
+
+from __future__ import annotations
+
+import math
+import random
+from pathlib import Path
+
+import pytest
+
+from tests.verify.test_logits import asked, made, nano, score_artifact_of
+from verify.artifact import open_artifact
+from verify.engines.log_probabilities import Scored
+from verify.evidence import Reference
+from verify.logits import check_log_probabilities
+from verify.spans import Span, label_tokens
+from verify.teacher_forcing import watched_ids
+
+__all__ = ["made", "nano"]
+
+
+def kl_again(ours: Scored, theirs: Scored) -> list[float]:
+    """The divergence of every token, written down a second time, number by number."""
+    found = []
+    for p, q, p_tail, q_tail in zip(
+        ours.log_probs.tolist(), theirs.log_probs.tolist(),
+        ours.log_tail.tolist(), theirs.log_tail.tolist(), strict=True,
+    ):  # fmt: skip
+        pairs = [*zip(p, q, strict=True), (p_tail, q_tail)]
+        found.append(max(0.0, math.fsum(math.exp(a) * (a - b) for a, b in pairs)))
+    return found
+
+
+def mean_and_rough_interval(prompts: list[list[float]]) -> tuple[float, float, float]:
+    """A mean over tokens, and its interval from resampling prompts with another generator."""
+    rng = random.Random(5)
+    means = []
+    for _ in range(600):
+        drawn = [rng.choice(prompts) for _ in prompts]
+        means.append(sum(map(sum, drawn)) / sum(map(len, drawn)))
+    means.sort()
+    return sum(map(sum, prompts)) / sum(map(len, prompts)), means[15], means[584]
+
+
+def test_every_number_recomputed(nano: Reference, made: dict[str, Path]) -> None:
+    """From the log-probabilities alone, with formulas written down here a second time."""
+    forced, base = score_artifact_of(nano, made["Q4_K_M"]), nano.forced
+    assert base is not None
+    evidence = asked(nano, open_artifact(made["Q4_K_M"]), forced=forced)
+    outcomes = {o.check: o for o in check_log_probabilities(evidence)}
+    (token,) = watched_ids(nano)
+    chat, replies, lost, margins, labelled, same_top = [], [], [], [], {}, 0
+    for index, ours, theirs in zip(base.conversations, base.scored, forced.scored, strict=True):
+        answer = nano.answers[index]
+        kl, size = kl_again(ours, theirs), len(answer.ids)
+        chat += [kl[:-size]] if len(kl) > size else []
+        replies.append(kl[-size:])
+        labels = label_tokens(nano.tokenizer, answer.ids, finished=answer.finished)
+        for span in Span:
+            part = [k for k, of in zip(kl[-size:], labels, strict=True) if of is span]
+            labelled.setdefault(span, []).extend([part] if part else [])
+        rows = range(len(kl) - size, len(kl))
+        picks = [(r, ours.candidates[r].tolist().index(ours.targets[r])) for r in rows]
+        lost.append([float(ours.log_probs[at] - theirs.log_probs[at]) for at in picks])
+        same_top += sum(int(ours.best[r, 0] == theirs.best[r, 0]) for r in rows)
+        if nano.conversations[index].tools:
+            row = rows[0]
+            at = ours.candidates[row].tolist().index(token)
+            both = []
+            for s in (ours, theirs):
+                other = next(k for k in (0, 1) if s.best[row, k] != token)
+                both.append(float(s.log_probs[row, at] - s.best_log_probs[row, other]))
+            margins.append((nano.conversations[index].id, *both))
+    noise = [kl_again(a, b) for a, b in zip(base.scored, base.alone, strict=False)]
+    numbers = {name: outcome.verdict.numbers for name, outcome in outcomes.items()}
+    checked = [("chat_kl", "kl", chat), ("reply_kl", "kl", replies), ("log_prob", "lost", lost)]
+    checked += [
+        ("reply_kl", f"{span.value}_kl", parts) for span, parts in labelled.items() if parts
+    ]
+    checked.append(("trigger", "shift", [[b - a] for _, a, b in margins]))
+    for check_name, key, prompts in checked:
+        mean, low, high = mean_and_rough_interval(prompts)
+        stated = numbers[check_name]
+        assert stated[key] == pytest.approx(mean, rel=1e-6, abs=1e-12), (check_name, key)
+        assert stated[f"{key}_prompts"] == len(prompts)
+        assert stated[f"{key}_tokens"] == sum(map(len, prompts))
+        if len(prompts) >= 8:
+            width = max(high - low, 1e-12)
+            ends = (stated[f"{key}_low"], stated[f"{key}_high"])
+            assert ends == pytest.approx((low, high), abs=0.35 * width), (check_name, key)
+    own = sum(map(sum, noise)) / sum(map(len, noise))
+    assert numbers["chat_kl"]["noise"] == pytest.approx(own, rel=1e-6, abs=1e-12)
+    assert numbers["chat_kl"]["limit"] == pytest.approx(0.08 + own)
+    assert numbers["reply_kl"]["span_limit"] == pytest.approx(0.24 + own)
+    assert numbers["reply_kl"]["same_top"] == same_top
+    assert numbers["log_prob"]["perplexity_ratio"] == pytest.approx(
+        math.exp(sum(map(sum, lost)) / sum(map(len, lost)))
+    )
+    trigger = numbers["trigger"]
+    assert trigger["same"] == sum((a > 0) == (b > 0) for _, a, b in margins)
+    assert (trigger["with_tools"], trigger["floor"]) == (len(margins), 0.80)
+    assert trigger["calls"] == sum(a > 0 for _, a, _ in margins)
+    assert trigger["smallest_margin"] == pytest.approx(min(abs(a) for _, a, _ in margins))
+    points = [(p.subject, *p.values.values()) for p in outcomes["trigger"].points]
+    assert points == [(name, pytest.approx(a), pytest.approx(b)) for name, a, b in margins]
+    long = kl_again(base.long, forced.long)
+    assert numbers["long_context"]["kl"] == pytest.approx(sum(long) / len(long), rel=1e-6)
+    assert numbers["long_context"]["tokens"] == len(long)
