@@ -558,7 +558,8 @@ def release_build(
     recipe: Annotated[Path, typer.Argument(metavar="RECIPE.yaml", help="See docs/release.md.")],
     out: OutOption,
     only: Annotated[
-        list[str] | None, typer.Option(metavar="NAME", help="Only this artifact; repeatable.")
+        list[str] | None,
+        typer.Option(metavar="NAME", help="Make and verify only this artifact; repeatable."),
     ] = None,
     source: Annotated[
         str | None, typer.Option(help="Folder or hub id in place of the recipe's source.")

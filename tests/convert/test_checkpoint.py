@@ -210,7 +210,7 @@ def test_a_name_that_cannot_be_a_file(tmp_path: Path, miniature: Path) -> None:
 
 def test_side_files_leave_out_weights_code_and_our_own_sidecars(source: Path) -> None:
     extra = ("a.bin", "b.pth", "c.gguf", "evil.py", ".hidden", "x-Q8_0.gguf.hermes-quant.json")
-    for name in (*extra, "LICENSE", "hermes-quant.json"):
+    for name in (*extra, "LICENSE", "hermes-quant.json", "release.yaml"):
         (source / name).write_text("x")
     kept = Checkpoint.open(source).side_files()
     assert set(kept) == {

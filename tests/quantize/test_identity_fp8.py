@@ -14,6 +14,7 @@ from hypothesis import strategies as st
 from safetensors import safe_open
 
 from benchmarks.conformance_vllm import DENSE
+from convert.checkpoint import RECIPE_NAME
 from convert.errors import TensorError, UnsupportedError
 from convert.memory import WORKING_BYTES_PER_VALUE
 from convert.model import open_model
@@ -258,8 +259,9 @@ def test_embedding_and_head_are_left_alone(tmp_path: Path, miniature: Path) -> N
 def test_hermes_nano(tmp_path: Path) -> None:
     source = tmp_path / "source"
     source.mkdir()
-    for path in NANO.iterdir():  # its training code and prompts are not part of the model
-        if path.is_file() and path.suffix != ".py" and not path.name.startswith("."):
+    for path in NANO.iterdir():  # training code, prompts and recipe are not part of the model
+        kept = path.suffix != ".py" and path.name != RECIPE_NAME and not path.name.startswith(".")
+        if path.is_file() and kept:
             shutil.copyfile(path, source / path.name)
     assert_identical(source, tmp_path)
 

@@ -7,15 +7,15 @@ together what passed. Each step is skipped where its fingerprint is known, so th
 again does only what changed, and one that was stopped goes on.
 
 An artifact that fails its gate, or about which too little is known, is laid in quarantine; the
-others are released all the same. With `only`, a part of the recipe is made and verified, and the
-release is put together when nothing is missing any more.
+others are released all the same. With `only`, a part of the recipe is made and verified; a build
+without it takes that over and puts the release together.
 """
 
 from __future__ import annotations
 
 import difflib
 import os
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -43,11 +43,11 @@ from verify.release.steps import Work
 
 @dataclass(frozen=True, slots=True)
 class Build:
-    """What a build came to; `missing` are artifacts that `only` left out and nobody made before."""
+    """What a build came to; `left_out` are the artifacts that `only` did not name."""
 
     name: str
     gated: tuple[Gated, ...]
-    missing: tuple[str, ...]
+    left_out: tuple[str, ...]
     put_together: bool
     was_there: bool
     duties: Duties
@@ -120,26 +120,42 @@ def build(
             for one in made
         )
         quarantine(work, out, gated)
-        missing = tuple(a.target for a in read.recipe.artifacts if a not in wanted)
-        if missing:
-            return Build(read.recipe.name, gated, missing, False, False, duties)
-        if not any(one.passed for one in gated):
+        left_out = tuple(a.target for a in read.recipe.artifacts if a not in wanted)
+        passed = [one for one in gated if one.passed]
+        new = False
+        if not left_out and passed:
+            contents = _contents(read, model, gated, files, asked, duties, signing_key, work)
+            new = assemble(contents, work, out)
+        elif not left_out:
             withdraw(out, work)
-            return Build(read.recipe.name, gated, (), False, False, duties)
-        contents = Contents(
-            facts=_facts(read, gated, duties, model),
-            source=describe_source(model, files),
-            inputs=asked | _calibration(read),
-            tools=tools(),
-            passed=[
-                (one, fit_rows(read, work.artifacts / one.made.artifact.name))
-                for one in gated
-                if one.passed
-            ],
-            key=signing_key,
-        )
-        new = assemble(contents, work, out)
-        return Build(read.recipe.name, gated, (), True, not new, duties)
+        put_together = bool(passed) and not left_out
+        was_there = put_together and not new
+        return Build(read.recipe.name, gated, left_out, put_together, was_there, duties)
+
+
+def _contents(
+    read: ReadRecipe,
+    model: Model,
+    gated: Sequence[Gated],
+    files: Mapping[str, Any],
+    asked: Mapping[str, Any],
+    duties: Duties,
+    key: Path | None,
+    work: Work,
+) -> Contents:
+    """What the release is put together from."""
+    return Contents(
+        facts=_facts(read, gated, duties, model),
+        source=describe_source(model, files),
+        inputs={**asked, **_calibration(read)},
+        tools=tools(),
+        passed=[
+            (one, fit_rows(read, work.artifacts / one.made.artifact.name))
+            for one in gated
+            if one.passed
+        ],
+        key=key,
+    )
 
 
 def choose(read: ReadRecipe, only: Sequence[str]) -> list[ArtifactSpec]:

@@ -17,7 +17,7 @@ from pathlib import Path
 from convert import staging
 from convert.checkpoint import Checkpoint
 from convert.errors import OutputError
-from convert.job import tool_version
+from convert.job import Job, tool_version
 from convert.memory import DEFAULT_MEMORY_BYTES
 from convert.plan import PlannedArtifact
 from convert.size import parse_size
@@ -73,20 +73,8 @@ def make_artifacts(
     metadata = _write_metadata(read, out)
     found: dict[str, Made] = {}
     for options, group in _groups(read, wanted):
-        by_size = next((a for a in group if a.to is None), None)
         run = partial(
-            quantize,
-            read.reference,
-            out,
-            [_target(read, artifact) for artifact in group if artifact.to],
-            fit_bytes=parse_size(by_size.fit_bytes) if by_size and by_size.fit_bytes else None,
-            bits_per_weight=by_size.bits_per_weight if by_size else None,
-            imatrix=read.path(options.imatrix),
-            overrides=overrides_of(options),
-            max_file_bytes=parse_size(options.split_max_size) if options.split_max_size else None,
-            numerics=options.numerics,
-            name=read.recipe.name,
-            metadata=metadata,
+            _job_of(read, options, group, out, metadata),
             memory_bytes=memory_bytes,
             threads=threads,
             on_progress=on_progress,
@@ -107,6 +95,31 @@ def make_artifacts(
                 artifact, planned, result.artifact, job.parameters, result.kept, job.lints
             )
     return [found[artifact.target] for artifact in wanted]
+
+
+def _job_of(
+    read: ReadRecipe,
+    options: Options,
+    group: Sequence[ArtifactSpec],
+    out: Path,
+    metadata: Path | None,
+) -> partial[Job]:
+    """`quantize` with everything that decides the bytes of a group."""
+    by_size = next((a for a in group if a.to is None), None)
+    return partial(
+        quantize,
+        read.reference,
+        out,
+        [_target(read, artifact) for artifact in group if artifact.to],
+        fit_bytes=parse_size(by_size.fit_bytes) if by_size and by_size.fit_bytes else None,
+        bits_per_weight=by_size.bits_per_weight if by_size else None,
+        imatrix=read.path(options.imatrix),
+        overrides=overrides_of(options),
+        max_file_bytes=parse_size(options.split_max_size) if options.split_max_size else None,
+        numerics=options.numerics,
+        name=read.recipe.name,
+        metadata=metadata,
+    )
 
 
 def _removed_stale(planned: Iterable[PlannedArtifact], checkpoint: Checkpoint, out: Path) -> bool:

@@ -82,8 +82,8 @@ def recipe_entry(read: ReadRecipe) -> dict[str, Any]:
     """The recipe as it was read, files by their names, keys left out."""
     content = read.recipe.model_dump(exclude_defaults=True, exclude={"signing", "publish"})
     named: dict[str, Any] = _names_of(content)
-    if read.recipe.base_model:  # the source is a folder of this machine
-        named["source"] = read.recipe.base_model
+    if read.names_folder:
+        named["source"] = read.base_model
     return named
 
 

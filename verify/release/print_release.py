@@ -43,8 +43,11 @@ def print_build(built: Build, out: Path, *, as_json: bool) -> None:
 
 
 def _where(built: Build, out: Path) -> str:
-    if built.missing:
-        return f"not made yet: {', '.join(built.missing)}; the release is put together when all are"
+    if built.left_out:
+        return (
+            f"left out by --only: {', '.join(built.left_out)}; a build without it takes over what"
+            " is made and verified, and puts the release together"
+        )
     if not built.put_together:
         return f"nothing passed, nothing is released; see {out / 'quarantine'}"
     state = "is as it was" if built.was_there else "is complete"
@@ -57,7 +60,7 @@ def _build_json(built: Build) -> dict[str, Any]:
         "name": built.name,
         "released": built.put_together,
         "unchanged": built.was_there,
-        "missing": list(built.missing),
+        "left_out": list(built.left_out),
         "licence": {"id": built.duties.id, "duties": [asdict(d) for d in built.duties.duties]},
         "artifacts": [
             {

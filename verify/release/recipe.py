@@ -224,6 +224,8 @@ class ReadRecipe:
     folder: Path
     reference: str
     """The checkpoint: a folder, or a hub id with its revision."""
+    names_folder: bool
+    """Whether the recipe's own source is a folder, whose name is nobody else's business."""
 
     def path(self, stated: Path | None) -> Path | None:
         """A path of the recipe as it can be opened from here."""
@@ -250,7 +252,7 @@ def read_recipe(path: Path, source: str | None = None) -> ReadRecipe:
             " on the hub (owner/name)"
         )
     stated = f"{recipe.source}@{recipe.revision}" if recipe.revision else recipe.source
-    return ReadRecipe(recipe, path.parent, source or (str(local) if on_disk else stated))
+    return ReadRecipe(recipe, path.parent, source or (str(local) if on_disk else stated), on_disk)
 
 
 def json_schema() -> dict[str, Any]:

@@ -43,11 +43,11 @@ def make_key(path: Path) -> Path:
     serialization, ec = _cryptography()
     public = path.with_name(f"{path.name}.pub")
     key = ec.generate_private_key(ec.SECP256R1())
-    password = os.environ.get(PASSWORD)
+    password = _password()
     private = key.private_bytes(
         serialization.Encoding.PEM,
         serialization.PrivateFormat.PKCS8,
-        serialization.BestAvailableEncryption(password.encode())
+        serialization.BestAvailableEncryption(password)
         if password
         else serialization.NoEncryption(),
     )
@@ -66,9 +66,7 @@ def read_key(path: Path) -> Any:
     """The private key at `path`; InputError where it is none, or needs another password."""
     serialization, ec = _cryptography()
     try:
-        password = os.environ.get(PASSWORD)
-        data = path.read_bytes()
-        key = serialization.load_pem_private_key(data, password.encode() if password else None)
+        key = serialization.load_pem_private_key(path.read_bytes(), _password())
     except OSError as error:
         raise InputError(f"{path}: no signing key: {error.strerror}") from error
     except (ValueError, TypeError) as error:
@@ -95,7 +93,7 @@ def sign(folder: Path, key: Path | None, unsigned: Sequence[str] = ()) -> None:
     )
     if key is not None:
         read_key(key)
-        config.use_elliptic_key_signer(private_key=key, password=os.environ.get(PASSWORD))
+        config.use_elliptic_key_signer(private_key=key, password=_password())
     else:
         config.use_sigstore_signer(use_ambient_credentials=True)
     try:
@@ -135,6 +133,10 @@ def _public_bytes(key: Any) -> bytes:
         serialization.Encoding.PEM, serialization.PublicFormat.SubjectPublicKeyInfo
     )
     return pem
+
+
+def _password() -> bytes | None:
+    return os.environ.get(PASSWORD, "").encode() or None
 
 
 def _cryptography() -> tuple[Any, Any]:

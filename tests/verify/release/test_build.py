@@ -141,7 +141,7 @@ def test_only_makes_a_part_and_the_last_part_puts_the_release_together(
     tmp_path: Path, reference_folder: Path
 ) -> None:
     part = build_in(tmp_path, reference_folder, only=["Q8_0"])
-    assert part.missing == ("FP8_DYNAMIC", "Q4_K_M")
+    assert part.left_out == ("FP8_DYNAMIC", "Q4_K_M")
     assert part.exit_code == 0
     assert not (tmp_path / "dist" / "manifest.json").exists()
     whole = build_in(tmp_path, reference_folder)
@@ -255,6 +255,7 @@ def make_out_a_file(folder: Path) -> None:
         (None, {"gates": {"suite": "gone.jsonl"}}, "gone.jsonl"),
         (None, {"base_model": None}, "base_model: missing"),
         (None, {"source": "./gone"}, "not a hub id"),
+        (None, {"source": "acme/None", "revision": "v9"}, "acme/None@v9: cannot be fetched"),
     ],
 )
 def test_what_cannot_end_well_is_said_before_anything_is_made(
