@@ -126,9 +126,11 @@ def _ask(
 
     folder = model.checkpoint.path
     ids = [p.ids for p in prompts.prompts]
-    how = {"device": machine.device, "dtype": machine.dtype}
+    device, dtype = machine.device, machine.dtype
     stops = stop_ids(model.checkpoint, tokenizer)
-    replies = greedy_replies(folder, ids, REPLY_TOKENS, stops, on_progress=on_progress, **how)
+    replies = greedy_replies(
+        folder, ids, REPLY_TOKENS, stops, device=device, dtype=dtype, on_progress=on_progress
+    )
     refuses = [looks_like_refusal(_text(tokenizer, reply)) for reply in replies]
     answered = tuple(replace(p, refuses=r) for p, r in zip(prompts.prompts, refuses, strict=True))
     of = {kind: [i for i, p in enumerate(answered) if _is(p, kind)] for kind in (REFUSED, HARMLESS)}
@@ -136,7 +138,7 @@ def _ask(
     by_score = 0
     if first:
         texts = [ids[i] for i in of[REFUSED]]
-        (found,) = steered_logits(folder, [(texts, NOTHING)], **how)
+        (found,) = steered_logits(folder, [(texts, NOTHING)], device=device, dtype=dtype)
         by_score = int((refusal_scores(found, first) > 0).sum())
     baseline = Baseline(
         refused=sum(refuses[i] for i in of[REFUSED]),

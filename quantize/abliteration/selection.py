@@ -148,8 +148,10 @@ def _score(
     if not refused or not harmless:
         raise InputError("no prompts are kept for choosing; measure with more of each kind")
     first = found.baseline.first_tokens
-    how = {"device": machine.device, "dtype": machine.dtype}
-    base_refused, base = steered_logits(place, [(refused, NOTHING), (harmless, NOTHING)], **how)
+    device, dtype = machine.device, machine.dtype
+    base_refused, base = steered_logits(
+        place, [(refused, NOTHING), (harmless, NOTHING)], device=device, dtype=dtype
+    )
     refused_score = float(refusal_scores(base_refused, first).mean())
     harmless_score = float(refusal_scores(base, first).mean())
     ranked = [_ranked(c, found.layers, None, None, None) for c in candidates if not c.directions]
@@ -162,7 +164,7 @@ def _score(
             )
             jobs += [(refused, without), (harmless, without)]
             jobs += [(harmless, Steering(added=(candidate.layer, candidate.raw)))]
-        logits = steered_logits(place, jobs, on_progress=on_progress, **how)
+        logits = steered_logits(place, jobs, device=device, dtype=dtype, on_progress=on_progress)
         for candidate in group:
             scores = refusal_scores(next(logits), first)
             kl = (np.exp(base) * (base - next(logits))).sum(axis=1).mean()
