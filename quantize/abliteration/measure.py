@@ -31,7 +31,15 @@ from quantize.abliteration.measurement import (
     read_measurement,
     write_measurement,
 )
-from quantize.abliteration.prompts import HARMLESS, PLAIN, REFUSED, Prompt, PromptSet, read_prompts
+from quantize.abliteration.prompts import (
+    HARMLESS,
+    PLAIN,
+    REFUSED,
+    TOOLS,
+    Prompt,
+    PromptSet,
+    read_prompts,
+)
 from quantize.abliteration.refusals import looks_like_refusal, refusal_scores
 
 LEAST_RATE = 0.5
@@ -222,9 +230,12 @@ def _with_means(
     return replace(found, arrays=arrays)
 
 
-def validation_prompts(found: Measurement) -> tuple[list[Prompt], list[Prompt]]:
-    """The plain prompts kept for choosing: refused ones, and harmless ones that are not."""
+def validation_prompts(
+    found: Measurement,
+) -> tuple[list[Prompt], list[Prompt], list[Prompt]]:
+    """Prompts kept for choosing: plain refused ones, plain harmless ones, harmless with tools."""
     prompts = found.prompts.prompts
     refused = [prompts[i] for i in _members(found, PLAIN, REFUSED, validation=True)]
     harmless = [prompts[i] for i in _members(found, PLAIN, HARMLESS, validation=True)]
-    return refused, harmless
+    with_tools = [p for p in prompts if (p.kind, p.variant) == (HARMLESS, TOOLS)]
+    return refused, harmless, [p for p in with_tools if p.validation]
