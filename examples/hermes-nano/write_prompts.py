@@ -76,6 +76,9 @@ def main() -> None:
     files = [(here / "prompts", kind, prompts(kind, count)) for kind, count in COUNTS.items()]
     for kind, count in MEASURED.items():
         files.append((here / "abliteration", kind, prompts(kind, count, split=TRAIN)))
+    # a direction must leave calls alone, so some of what is harmless has tools
+    for kind in ("single", "choose", "no_tool"):
+        files[-1][2].extend(prompts(kind, 32, split=TRAIN))
     files.append(
         (here / "abliteration", "complied", complied(prompts("refused", COUNTS["refused"])))
     )

@@ -107,7 +107,7 @@ def _differences(found: Measurement, variant: str, *, projected: bool) -> NDArra
     mean = found.harmless_mean(variant)
     norm = np.linalg.norm(mean, axis=-1, keepdims=True)
     along = np.divide(mean, norm, out=np.zeros_like(mean), where=norm > 0)
-    return difference - (difference * along).sum(axis=-1, keepdims=True) * along
+    return np.asarray(difference - (difference * along).sum(axis=-1, keepdims=True) * along)
 
 
 def _directions(

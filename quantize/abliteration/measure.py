@@ -31,7 +31,15 @@ from quantize.abliteration.measurement import (
     read_measurement,
     write_measurement,
 )
-from quantize.abliteration.prompts import HARMLESS, PLAIN, REFUSED, Prompt, PromptSet, read_prompts
+from quantize.abliteration.prompts import (
+    HARMLESS,
+    PLAIN,
+    REFUSED,
+    TOOLS,
+    Prompt,
+    PromptSet,
+    read_prompts,
+)
 from quantize.abliteration.refusals import looks_like_refusal, refusal_scores
 
 LEAST_RATE = 0.5
@@ -126,9 +134,11 @@ def _ask(
 
     folder = model.checkpoint.path
     ids = [p.ids for p in prompts.prompts]
-    how = {"device": machine.device, "dtype": machine.dtype}
+    device, dtype = machine.device, machine.dtype
     stops = stop_ids(model.checkpoint, tokenizer)
-    replies = greedy_replies(folder, ids, REPLY_TOKENS, stops, on_progress=on_progress, **how)
+    replies = greedy_replies(
+        folder, ids, REPLY_TOKENS, stops, device=device, dtype=dtype, on_progress=on_progress
+    )
     refuses = [looks_like_refusal(_text(tokenizer, reply)) for reply in replies]
     answered = tuple(replace(p, refuses=r) for p, r in zip(prompts.prompts, refuses, strict=True))
     of = {kind: [i for i, p in enumerate(answered) if _is(p, kind)] for kind in (REFUSED, HARMLESS)}
@@ -136,7 +146,7 @@ def _ask(
     by_score = 0
     if first:
         texts = [ids[i] for i in of[REFUSED]]
-        (found,) = steered_logits(folder, [(texts, NOTHING)], **how)
+        (found,) = steered_logits(folder, [(texts, NOTHING)], device=device, dtype=dtype)
         by_score = int((refusal_scores(found, first) > 0).sum())
     baseline = Baseline(
         refused=sum(refuses[i] for i in of[REFUSED]),
@@ -220,9 +230,12 @@ def _with_means(
     return replace(found, arrays=arrays)
 
 
-def validation_prompts(found: Measurement) -> tuple[list[Prompt], list[Prompt]]:
-    """The plain prompts kept for choosing: refused ones, and harmless ones that are not."""
+def validation_prompts(
+    found: Measurement,
+) -> tuple[list[Prompt], list[Prompt], list[Prompt]]:
+    """Prompts kept for choosing: plain refused ones, plain harmless ones, harmless with tools."""
     prompts = found.prompts.prompts
     refused = [prompts[i] for i in _members(found, PLAIN, REFUSED, validation=True)]
     harmless = [prompts[i] for i in _members(found, PLAIN, HARMLESS, validation=True)]
-    return refused, harmless
+    with_tools = [p for p in prompts if (p.kind, p.variant) == (HARMLESS, TOOLS)]
+    return refused, harmless, [p for p in with_tools if p.validation]

@@ -67,7 +67,8 @@ class Measurement:
 
     def difference(self, variant: str) -> Float64:
         """Mean of the refused minus mean of the others, (P, S, H)."""
-        return self.arrays[f"{variant}.{REFUSED}"] - self.arrays[f"{variant}.{self.contrast}"]
+        refused, others = (self.arrays[f"{variant}.{k}"] for k in (REFUSED, self.contrast))
+        return np.asarray(refused - others)
 
     def harmless_mean(self, variant: str) -> Float64:
         """Mean of what is not refused, (P, S, H)."""
@@ -81,7 +82,9 @@ class Measurement:
             within = self.arrays[f"{variant}.{kind}.squares"] - np.square(mean).sum(axis=-1)
             spread = spread + np.maximum(within, 0) / 2
         apart = np.linalg.norm(self.difference(variant), axis=-1)
-        return np.divide(apart, np.sqrt(spread), out=np.zeros_like(apart), where=spread > 1e-12)
+        found: Float64 = np.zeros_like(apart)
+        np.divide(apart, np.sqrt(spread), out=found, where=spread > 1e-12)
+        return found
 
 
 def write_measurement(folder: Path, found: Measurement) -> None:

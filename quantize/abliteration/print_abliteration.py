@@ -40,7 +40,7 @@ def print_selection(selection: Selection) -> None:
         f" {selection.prompts[0]} refused prompts, {selection.harmless_score:.2f} on"
         f" {selection.prompts[1]} harmless ones"
     )
-    numbers = ("bypass", "bypassed", "induce", "KL")
+    numbers = ("bypass", "bypassed", "induce", "KL", "KL, tools")
     table = plain_table("candidate", *numbers, "not sound", right=numbers)
     rows = list(enumerate(selection.ranked))
     for _, row in [r for r in rows if r[0] < _SHOWN or r[1].kind == "random"]:
@@ -51,7 +51,7 @@ def print_selection(selection: Selection) -> None:
         out.print(f"all {len(rows)} candidates are in selection.json")
 
 
-def _numbers(row: Ranked) -> tuple[str, str, str, str]:
+def _numbers(row: Ranked) -> tuple[str, ...]:
     def shown(value: float | None, form: str) -> str:
         return "-" if value is None else format(value, form)
 
@@ -60,6 +60,7 @@ def _numbers(row: Ranked) -> tuple[str, str, str, str]:
         shown(None if row.bypassed is None else 100 * row.bypassed, ".0f") + " %",
         shown(row.induce, "+.2f"),
         shown(row.kl, ".4f"),
+        shown(row.kl_tools, ".4f"),
     )
 
 

@@ -6,9 +6,11 @@ first, and `ranking.png`. On the prompts that the measurement kept for choosing:
     bypass   mean refusal score of prompts that were refused, without the direction: low is good
     induce   how much the mean score of harmless prompts rises when the difference is added
     kl       mean KL divergence of the first token on harmless prompts, without the direction
+    kl_tools the same on harmless prompts that have tools, if there are any: a call that is no
+             longer made shows here and nowhere else
 
-A candidate is sound if kl <= 0.1, induce > 0 and, for a single direction, its layer lies before 0.8
-of the depth (Arditi et al.'s filters, induce as a gain and not as an absolute score). The order is:
+A candidate is sound if neither KL is above 0.1, induce > 0 and, for a single direction, its layer
+lies before 0.8 of the depth (Arditi et al.'s filters, induce as a gain and not as an absolute score). The order is:
 sound ones first, then by bypass. Nothing is thrown away: the table says why a candidate is not
 sound, and a person may apply it all the same. Random directions are in the same table; they tell
 what an edit of that size does by itself, and are never chosen.
@@ -60,6 +62,7 @@ class Ranked:
     bypassed: float | None
     induce: float | None
     kl: float | None
+    kl_tools: float | None
     why: str | None
 
     @property
@@ -144,17 +147,18 @@ def _score(
 ) -> Selection:
     from quantize.activations.residuals import NOTHING, Steering, steered_logits
 
-    refused, harmless = ([p.ids for p in part] for part in validation_prompts(found))
+    refused, harmless, tools = ([p.ids for p in part] for part in validation_prompts(found))
     if not refused or not harmless:
         raise InputError("no prompts are kept for choosing; measure with more of each kind")
     first = found.baseline.first_tokens
-    how = {"device": machine.device, "dtype": machine.dtype}
-    base_refused, base = steered_logits(place, [(refused, NOTHING), (harmless, NOTHING)], **how)
+    device, dtype = machine.device, machine.dtype
+    asked = [(refused, NOTHING), (harmless, NOTHING), *([(tools, NOTHING)] if tools else [])]
+    base_refused, base, *rest = steered_logits(place, asked, device=device, dtype=dtype)
     refused_score = float(refusal_scores(base_refused, first).mean())
     harmless_score = float(refusal_scores(base, first).mean())
-    ranked = [_ranked(c, found.layers, None, None, None) for c in candidates if not c.directions]
+    ranked = [_ranked(c, found.layers, None, []) for c in candidates if not c.directions]
     usable = [c for c in candidates if c.directions]
-    for group in _groups(usable, found, refused, harmless):
+    for group in _groups(usable, found, [*refused, *harmless, *harmless, *tools]):
         jobs = []
         for candidate in group:
             without = Steering(
@@ -162,38 +166,39 @@ def _score(
             )
             jobs += [(refused, without), (harmless, without)]
             jobs += [(harmless, Steering(added=(candidate.layer, candidate.raw)))]
-        logits = steered_logits(place, jobs, on_progress=on_progress, **how)
+            jobs += [(tools, without)] if tools else []
+        logits = steered_logits(place, jobs, device=device, dtype=dtype, on_progress=on_progress)
         for candidate in group:
             scores = refusal_scores(next(logits), first)
-            kl = (np.exp(base) * (base - next(logits))).sum(axis=1).mean()
-            gain = refusal_scores(next(logits), first).mean() - harmless_score
-            ranked.append(_ranked(candidate, found.layers, scores, float(kl), float(gain)))
+            numbers = [_kl(base, next(logits))]
+            numbers += [float(refusal_scores(next(logits), first).mean() - harmless_score)]
+            numbers += [_kl(one, next(logits)) for one in rest]
+            ranked.append(_ranked(candidate, found.layers, scores, numbers))
     ranked.sort(key=lambda r: (not r.sound, math.inf if r.bypass is None else r.bypass))
     prompts = len(refused), len(harmless)
     return Selection(found.fingerprint, refused_score, harmless_score, prompts, tuple(ranked))
 
 
+def _kl(base: Float64, other: Float64) -> float:
+    """Mean KL divergence of (N, V) log-probabilities."""
+    return float((np.exp(base) * (base - other)).sum(axis=1).mean())
+
+
 def _groups(
-    candidates: Sequence[Candidate],
-    found: Measurement,
-    refused: Sequence[Sequence[int]],
-    harmless: Sequence[Sequence[int]],
+    candidates: Sequence[Candidate], found: Measurement, prompts: Sequence[Sequence[int]]
 ) -> Iterator[Sequence[Candidate]]:
     """Candidates whose hidden states fit into STATES_BYTES together."""
     hidden = next(iter(found.arrays.values())).shape[-1]
-    tokens = max(map(len, refused)) * len(refused) + 2 * max(map(len, harmless)) * len(harmless)
-    at_once = max(1, STATES_BYTES // (4 * hidden * tokens))
+    at_once = max(1, STATES_BYTES // (4 * hidden * sum(map(len, prompts))))
     for start in range(0, len(candidates), at_once):
         yield candidates[start : start + at_once]
 
 
 def _ranked(
-    candidate: Candidate,
-    layers: int,
-    scores: Float64 | None,
-    kl: float | None,
-    induce: float | None,
+    candidate: Candidate, layers: int, scores: Float64 | None, numbers: Sequence[float]
 ) -> Ranked:
+    """`numbers` are KL, induce and, where prompts have tools, KL on those; none without scores."""
+    kl, induce, kl_tools = (*numbers, *[None] * (3 - len(numbers)))
     return Ranked(
         id=candidate.id,
         kind=candidate.kind,
@@ -206,20 +211,24 @@ def _ranked(
         bypassed=None if scores is None else float((scores < 0).mean()),
         induce=induce,
         kl=kl,
-        why=_why(candidate, layers, kl, induce),
+        kl_tools=kl_tools,
+        why=_why(candidate, layers, numbers),
     )
 
 
-def _why(candidate: Candidate, layers: int, kl: float | None, induce: float | None) -> str | None:
+def _why(candidate: Candidate, layers: int, numbers: Sequence[float]) -> str | None:
     """What speaks against a candidate."""
     if candidate.kind == RANDOM:
         return "control"
-    if kl is None or induce is None:
+    if not numbers:
         return "the means do not differ here"
-    if not (math.isfinite(kl) and math.isfinite(induce)):
+    if not all(map(math.isfinite, numbers)):
         return "not a number"
+    kl, induce, *tools = numbers
     if kl > KL_LIMIT:
         return f"KL over {KL_LIMIT:g}"
+    if tools and tools[0] > KL_LIMIT:
+        return f"KL over {KL_LIMIT:g} with tools"
     if induce <= 0:
         return "does not induce refusal"
     if candidate.kind == SINGLE and candidate.layer >= math.floor(LAST_SHARE * layers):

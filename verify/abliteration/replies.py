@@ -118,7 +118,7 @@ def _right(conversation: Conversation, answer: Answer) -> bool:
 def _refusals(asked: Sequence[Conversation], before: Said, after: Said, limits: Limits) -> Outcome:
     was, now = ([_refuses(a) for a in said.refused] for said in (before, after))
     first, second = Rate(sum(was), len(was)), Rate(sum(now), len(now))
-    numbers = {
+    numbers: dict[str, Number] = {
         **_numbers(first, "before"),
         **_numbers(second, "after"),
         "by_score_before": int((before.scores > 0).sum()),
@@ -133,7 +133,7 @@ def _refusals(asked: Sequence[Conversation], before: Said, after: Said, limits: 
     if (first.value or 0) < limits.before:
         reason = f"nothing was to be removed: {reason}"
         return Outcome("refusals", Verdict(State.NOT_ENOUGH_EVIDENCE, reason, numbers))
-    by_score = numbers["by_score_after"] / len(now) if now else 1.0
+    by_score = float((after.scores > 0).mean()) if now else 1.0
     good = max(second.value or 0, by_score) <= limits.refusals
     still = [
         Finding(c.id, a.text[:_PREVIEW])
@@ -171,7 +171,7 @@ def _harmless(asked: Sequence[Conversation], before: Said, after: Said, limits: 
     drop = (rates[0].value or 0) - (rates[1].value or 0)
     more = (refusals[1] - refusals[0]) / max(len(asked), 1)
     state = _decide(rates[1], drop <= limits.harmless_drop and more <= limits.harmless_drop)
-    numbers = {
+    numbers: dict[str, Number] = {
         **_numbers(rates[0], "right_before"),
         **_numbers(rates[1], "right_after"),
         "refused_before": refusals[0],

@@ -1,8 +1,9 @@
 """One tensor of an artifact by its Hugging Face name: its bytes, and the values they stand for.
 
 In: a GGUF, a compressed-tensors folder of a scheme that this project writes, or a checkpoint. Out:
-bytes, and float32 values in the source's row order. A whole matrix is held at a time: the largest of
-a 405B model takes 3.5 GB in float32.
+bytes, float32 values, and what other values would be in the same type. Values come in the order the
+artifact has them: only rows of Q and K in a GGUF are in another than the source's. A whole matrix
+is held at a time: the largest of a 405B model takes 3.5 GB in float32.
 """
 
 from __future__ import annotations
@@ -21,7 +22,7 @@ from convert.families import family_of
 from convert.gguf_plan import gguf_outputs
 from convert.gguf_reader import GGUFFile, read_gguf
 from convert.output_tensor import OutputTensor, Scheme
-from convert.tensor import DTYPES, Float32, TensorInfo
+from convert.tensor import DTYPES, Block, Float32, TensorInfo, round_to
 from quantize.compressed_tensors import TARGETS
 from quantize.ggml import Ggml
 from verify.artifact import Artifact, Kind
@@ -55,31 +56,44 @@ class StoredTensors:
         return digest.hexdigest()
 
     def values(self, name: str) -> Float32:
-        """(rows, columns) as stored, in the order of the source's rows."""
+        """(rows, columns) as stored."""
+        scheme, stored = self._stored(name)
         info = self.base.tensors[name]
         shape = (info.rows, info.columns)
+        return np.asarray(scheme.decode(stored, shape)).reshape(shape)
+
+    def rounded(self, name: str, values: Float32) -> Float32:
+        """What storing these values in the tensor's own type makes of them, encoded by us."""
+        scheme, _ = self._stored(name)
+        info = self.base.tensors[name]
+        block = Block(name, info.dtype, 0, round_to(values, info.dtype))
+        state = scheme.reduce(None, block) if scheme.needs_reduce else None
+        parts = [np.ascontiguousarray(p) for p in scheme.encode(block, state, None).parts]
+        raw = [part.reshape(-1).view(np.uint8) for part in parts]
+        return np.asarray(scheme.decode(raw, values.shape)).reshape(values.shape)
+
+    def _stored(self, name: str) -> tuple[Scheme, list[np.ndarray]]:
+        """The scheme that a tensor is stored by, and the bytes of its parts."""
+        info = self.base.tensors[name]
         if self.gguf is not None:
             output = self._outputs[name]
-            stored = self.gguf.tensors[output.name]
-            scheme: Scheme = (
-                Cast(stored.ggml_type) if stored.ggml_type in DTYPES else Ggml(stored.ggml_type)
-            )
+            kind = self.gguf.tensors[output.name].ggml_type
             data = np.frombuffer(self.gguf.read(output.name), dtype=np.uint8)
-            return np.asarray(scheme.decode([data], shape)).reshape(shape)
+            return Cast(kind) if kind in DTYPES else Ggml(kind), [data]
         parts = {part.name: part for part in self._parts(name)}
         if name in parts and parts[name].dtype == info.dtype:
-            return Cast(info.dtype).decode([self._raw(parts[name])], shape)
+            return Cast(info.dtype), [self._raw(parts[name])]
         row = TARGETS.get(self.artifact.type)
         if row is None:
             raise UnsupportedError(
                 f"{self.artifact.name}: {self.artifact.type} is no scheme whose codes are read here"
             )
         scheme = row.scheme(self.artifact.type, info.dtype)
-        stored_parts = [name + part.suffix for part in scheme.parts(shape, info.dtype)]
-        missing = [part for part in stored_parts if part not in parts]
+        names = [name + p.suffix for p in scheme.parts((info.rows, info.columns), info.dtype)]
+        missing = [part for part in names if part not in parts]
         if missing:
             raise CheckpointError(f"{self.artifact.name}: {missing[0]} is missing")
-        return np.asarray(scheme.decode([self._raw(parts[p]) for p in stored_parts], shape))
+        return scheme, [self._raw(parts[part]) for part in names]
 
     def _parts(self, name: str) -> list[TensorInfo]:
         """What a folder stores for one tensor: weight, scales, shape."""

@@ -1,13 +1,14 @@
 """Is the edit in the weights, whole and nowhere else? Two checks on files; no model is run.
 
     residue     in every edited tensor, what is stored along r is (1 - s) r^T W and nothing but the
-                rounding of the type. With E = stored - (W - s r a^T), rounding errors of different
-                rows know nothing of each other, so |r^T E| should be about its *floor*,
+                rounding of the type. E = stored - (W - s r a^T) is compared with F, the error of
+                storing the edited matrix in that type ourselves. Rounding errors of different rows
+                know nothing of each other, so |r^T E| should be about the *floor*
 
-                    floor^2 = sum over i, j of (r_i E_ij)^2
+                    floor^2 = sum over i, j of (r_i F_ij)^2
 
-                An edit that is weaker, or undone by rescaling rows, differs along r itself: its E is
-                in step over all rows, and |r^T E| a multiple of the floor.
+                An edit that is weaker, or undone by rescaling rows, differs along r itself: its E
+                is in step over all rows, and |r^T E| a multiple of the floor.
     untouched   every tensor that the edit does not name has the same bytes as in the unedited
                 artifact of the same type; `layers.1` is not `layers.10`.
 
@@ -38,7 +39,7 @@ _FINDINGS = 10
 
 @dataclass(frozen=True, slots=True)
 class Residue:
-    """One edited tensor: what is left along r beyond what was meant, its floor, r's share before."""
+    """One edited tensor: what is off along r, its floor, and r's share of W before."""
 
     name: str
     left: float
@@ -103,12 +104,13 @@ def measure_residues(base: Checkpoint, stored: StoredTensors, edit: EditFolder) 
                 np.linalg.norm(w, axis=0), norms, out=np.ones_like(norms), where=norms > 0
             )
         error = stored.values(line.tensor).astype(np.float64) - meant
+        own = stored.rounded(line.tensor, meant.astype(np.float32)).astype(np.float64) - meant
         scale = float(np.linalg.norm(along)) or 1.0
         found.append(
             Residue(
                 line.tensor,
                 float(np.linalg.norm(r @ error)) / scale,
-                float(np.sqrt((np.square(r)[:, None] * np.square(error)).sum())) / scale,
+                float(np.sqrt((np.square(r)[:, None] * np.square(own)).sum())) / scale,
                 scale / (float(np.linalg.norm(w)) or 1.0),
             )
         )

@@ -1,4 +1,4 @@
-"""A gate report as files: `abliteration.json`, `card.md`, and `scores.png` if matplotlib is there."""
+"""A gate report as files: `abliteration.json`, `card.md`, and `scores.png` with matplotlib."""
 
 from __future__ import annotations
 
