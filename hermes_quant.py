@@ -78,6 +78,13 @@ ThreadsOption = Annotated[
     int | None, typer.Option(min=1, help="Threads that work on weights; default: every core.")
 ]
 JsonOption = Annotated[bool, typer.Option("--json", help="Print JSON on stdout.")]
+PublicKeyOption = Annotated[
+    Path | None, typer.Option(help="Public key that must have signed it (PEM).")
+]
+IdentityOption = Annotated[
+    str | None, typer.Option(help="Identity that must have signed it without a key.")
+]
+IssuerOption = Annotated[str | None, typer.Option(help="OpenID issuer of that identity.")]
 
 
 @app.callback(invoke_without_command=True)
@@ -606,28 +613,20 @@ def release_check(
     folder: Annotated[
         Path, typer.Argument(metavar="DIR", help="A release, or one repository of it.")
     ],
-    key: Annotated[
-        Path | None, typer.Option(help="Public key that must have signed it (PEM).")
-    ] = None,
-    identity: Annotated[
-        str | None, typer.Option(help="Identity that must have signed it without a key.")
-    ] = None,
-    issuer: Annotated[str | None, typer.Option(help="OpenID issuer of that identity.")] = None,
+    key: PublicKeyOption = None,
+    identity: IdentityOption = None,
+    issuer: IssuerOption = None,
     as_json: JsonOption = False,
 ) -> None:
     """Check every byte, the signature and the papers of a release."""
     with _errors():
-        from convert.errors import InputError
         from convert.progress import steps_bar
         from verify.release.check import check_release as verb
         from verify.release.print_release import print_checked
-        from verify.release.signing import Identity
+        from verify.release.signing import identity_of
 
-        if (identity is None) != (issuer is None) or (key and identity):
-            raise InputError("give --key FILE, or both --identity and --issuer")
-        by = Identity(key, identity, issuer) if key or identity else None
         with steps_bar(quiet=as_json) as on_file:
-            checked = verb(folder, by, on_file)
+            checked = verb(folder, identity_of(key, identity, issuer), on_file)
         print_checked(checked, as_json=as_json)
         raise typer.Exit(checked.exit_code)
 
@@ -648,9 +647,9 @@ def release_publish(
     create_pr: Annotated[
         bool, typer.Option("--create-pr", help="Open a pull request, commit nothing.")
     ] = False,
-    key: Annotated[
-        Path | None, typer.Option(help="Public key that must have signed it (PEM).")
-    ] = None,
+    key: PublicKeyOption = None,
+    identity: IdentityOption = None,
+    issuer: IssuerOption = None,
     dry_run: Annotated[
         bool, typer.Option("--dry-run", help="Check it and say what would be sent; send nothing.")
     ] = False,
@@ -662,10 +661,10 @@ def release_publish(
         from verify.release.print_release import print_uploads
         from verify.release.publish import publish as verb
         from verify.release.publish import target_of
-        from verify.release.signing import Identity
+        from verify.release.signing import identity_of
 
         target = target_of(recipe, to, owner, private, create_pr)
-        by = Identity(key) if key else None
+        by = identity_of(key, identity, issuer)
         with steps_bar(quiet=as_json) as on_sent:
             uploads = verb(folder, target, by=by, dry_run=dry_run, on_sent=on_sent)
         print_uploads(uploads, as_json=as_json)

@@ -34,6 +34,13 @@ class Identity:
     issuer: str | None = None
 
 
+def identity_of(key: Path | None, identity: str | None, issuer: str | None) -> Identity | None:
+    """Who must have signed, as given on the command line; None for anybody."""
+    if (identity is None) != (issuer is None) or (key and identity):
+        raise InputError("give --key FILE, or both --identity and --issuer")
+    return Identity(key, identity, issuer) if key or identity else None
+
+
 class BadSignature(InputError):  # noqa: N818  a finding first, an error where it stops something
     """A signature that does not hold; the message says why."""
 

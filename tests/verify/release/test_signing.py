@@ -18,6 +18,7 @@ from verify.release.signing import (
     BadSignature,
     Identity,
     check_signature,
+    identity_of,
     make_key,
     public_key_text,
     read_key,
@@ -102,3 +103,13 @@ def test_a_broken_signature_is_one_line(tmp_path: Path, folder: Path) -> None:
     path.unlink()
     with pytest.raises(BadSignature, match="missing"):
         check_signature(folder, Identity(key=public))
+
+
+def test_a_key_or_an_identity_with_its_issuer() -> None:
+    key = Path("k.pub")
+    assert identity_of(None, None, None) is None
+    assert identity_of(key, None, None) == Identity(key=key)
+    assert identity_of(None, "me", "them") == Identity(identity="me", issuer="them")
+    for wrong in ((None, "me", None), (None, None, "them"), (key, "me", "them")):
+        with pytest.raises(InputError, match="both --identity and --issuer"):
+            identity_of(*wrong)
