@@ -221,6 +221,6 @@ def _facts(read: ReadRecipe, gated: Sequence[Gated], duties: Duties, model: Mode
 
 def _calibration(read: ReadRecipe) -> dict[str, Any]:
     """The importance matrices that were used, by hash and by the data they name."""
-    paths = {read.path(read.recipe.options_of(a).imatrix) for a in read.recipe.artifacts}
+    paths = {read.imatrix(read.recipe.options_of(a)) for a in read.recipe.artifacts}
     found = [read_importance(path) for path in sorted(p for p in paths if p is not None)]
     return {"imatrix": [{"name": f.name, "sha256": f.sha256} for f in found]} if found else {}

@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from convert.conversation import Conversation
-from convert.errors import HermesQuantError
+from convert.errors import HermesQuantError, InputError
 from convert.job import tool_version
 from convert.rendering import Tokenizer
 from convert.terminal import readable_size
@@ -55,6 +55,7 @@ def card_text(facts: CardFacts, repository: str, placed: Sequence[Placed]) -> st
     body = _template().render(
         title=repository,
         about=recipe.card.about.strip(),
+        sections=[_section(facts.read, path) for path in recipe.card.sections],
         built_with=duties.built_with,
         base_model=facts.read.base_model,
         revision=facts.revision,
@@ -75,6 +76,14 @@ def card_text(facts: CardFacts, repository: str, placed: Sequence[Placed]) -> st
         notice=duties.notice,
     )
     return f"---\n{front}---\n\n{body}"
+
+
+def _section(read: ReadRecipe, stated: Path) -> str:
+    path = read.folder / stated
+    try:
+        return path.read_text(encoding="utf-8").strip()
+    except (OSError, UnicodeDecodeError) as error:
+        raise InputError(f"{path}: named in card.sections, cannot be read: {error}") from error
 
 
 def prompt_format(folder: Path) -> str:

@@ -94,7 +94,7 @@ def gate_artifact(
     on_progress: OnNamedProgress | None = None,
 ) -> Gated:
     """Verify one artifact, unless the same question was answered before."""
-    imatrix = read.path(read.recipe.options_of(made.spec).imatrix)
+    imatrix = read.imatrix(read.recipe.options_of(made.spec))
     question = {
         "artifact": {file.path: file.sha256 for file in made.artifact.files},
         "source": {name: entry["sha256"] for name, entry in source_files.items()},

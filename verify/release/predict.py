@@ -33,6 +33,7 @@ from convert.output_tensor import OutputTensor, Scheme
 from convert.plan import Plan, PlannedArtifact, plan_run
 from convert.size import parse_size
 from convert.tensor import DTYPES, Block
+from quantize.calibration import read_calibration
 from quantize.fit import remote
 from quantize.fit.makeable import headers_from_config
 from quantize.gguf_targets import Options as GgufOptions
@@ -153,7 +154,8 @@ def _has_vocabulary(model: Model) -> bool:
 
 def _planner(read: ReadRecipe, artifact: ArtifactSpec) -> Any:
     options = read.recipe.options_of(artifact)
-    imatrix = read.path(options.imatrix)
+    imatrix = read.imatrix(options)
+    calibration = read.path(options.calibration)
     gguf = GgufOptions(
         read_importance(imatrix) if imatrix else None,
         overrides_of(options),
@@ -163,7 +165,8 @@ def _planner(read: ReadRecipe, artifact: ArtifactSpec) -> Any:
     if artifact.to.endswith(SUFFIXES):
         mixture = read_own_mixture(read.folder / artifact.to)
         return partial(plan_own_mixture, options=gguf, mixture=mixture)
-    return planners(gguf, options.numerics)[artifact.to]
+    given = read_calibration(calibration) if calibration else None
+    return planners(gguf, options.numerics, given, options.kv_cache_fp8)[artifact.to]
 
 
 def _limit(artifact: ArtifactSpec, model: Model) -> PlannedOutput:

@@ -6,8 +6,8 @@ that was probably meant. `json_schema` is the same for an editor.
 
 An artifact is a type (`- Q4_K_M`) or a type with options (`- {to: Q4_K_M, imatrix: imatrix.gguf}`);
 options that are the same for all stand once under `options`. Artifacts with equal options are made
-from one read of the checkpoint. `calibration` and `abliterate` have their place here, and are
-refused as long as `quantize` does not take them.
+from one read of the checkpoint. An abliterated release is one of the edited checkpoint, which
+`quantize --abliterate EDIT --to SAFETENSORS` makes: that folder is then the source.
 """
 
 from __future__ import annotations
@@ -23,6 +23,7 @@ from convert.errors import InputError
 from convert.hub import is_on_disk, parse_hub_id
 from convert.size import parse_size
 from convert.yaml_file import read_yaml
+from quantize.calibration import IMATRIX
 from quantize.gguf_targets import Options as GgufOptions
 from quantize.job import planners
 from quantize.own_mixture import SUFFIXES
@@ -49,7 +50,7 @@ class Options(_Section):
     split_max_size: str | None = None
     numerics: str = NUMERICS[0]
     calibration: Path | None = None
-    abliterate: Path | None = None
+    kv_cache_fp8: bool = False
 
     @field_validator("numerics")
     @classmethod
@@ -60,13 +61,6 @@ class Options(_Section):
     @classmethod
     def _size(cls, value: str | None) -> str | None:
         return None if value is None else _is_size(value)
-
-    @field_validator("calibration", "abliterate")
-    @classmethod
-    def _not_yet(cls, value: Path | None) -> Path | None:
-        if value is not None:
-            raise ValueError("this version's quantize does not take it yet; leave it out")
-        return value
 
 
 class ArtifactSpec(Options):
@@ -153,9 +147,10 @@ class Publish(_Section):
 
 
 class Card(_Section):
-    """What the model card says beyond what is known."""
+    """What the model card says beyond what is known; `sections` are Markdown files for its end."""
 
     about: str = ""
+    sections: tuple[Path, ...] = ()
     tags: tuple[str, ...] = ()
     language: tuple[str, ...] = ()
     quantized_by: str | None = None
@@ -230,6 +225,12 @@ class ReadRecipe:
     def path(self, stated: Path | None) -> Path | None:
         """A path of the recipe as it can be opened from here."""
         return None if stated is None else self.folder / stated
+
+    def imatrix(self, options: Options) -> Path | None:
+        """The importance matrix of the GGUF types: the stated one, else the calibration's."""
+        if options.imatrix is None and options.calibration is not None:
+            return self.folder / options.calibration / IMATRIX
+        return self.path(options.imatrix)
 
     @property
     def base_model(self) -> str:
