@@ -88,7 +88,8 @@ def test_spans_are_placed_on_one_scale_and_those_beyond_the_limit_are_marked(
 ) -> None:
     numbers = {
         "span_limit": 0.1,
-        "number_kl": 0.4, "number_kl_low": 0.2, "number_kl_high": 0.5, "number_kl_tokens": 40,
+        "number_kl": 0.4, "number_kl_low": 0.2, "number_kl_high": 1.0, "number_kl_tokens": 40,
+        "key_kl": 0.001, "key_kl_low": -1e-9, "key_kl_high": 0.01, "key_kl_tokens": 9,
         "name_kl": 0.05, "name_kl_low": None, "name_kl_high": None, "name_kl_tokens": 3,
     }  # fmt: skip
     verdict = Verdict(State.FAIL, "far", numbers)
@@ -96,11 +97,13 @@ def test_spans_are_placed_on_one_scale_and_those_beyond_the_limit_are_marked(
     assert spans is not None
     room = SPANS_WIDTH - 2 * SPANS_EDGE
     by_name = {mark.name: mark for mark in spans.marks}
-    assert list(by_name) == ["name", "number"]
-    assert by_name["number"].middle == pytest.approx(SPANS_EDGE + 0.8 * room, abs=0.1)
+    assert list(by_name) == ["name", "key", "number"]
+    # six powers of ten, from 1e-6 to the largest end of an interval
+    assert by_name["key"].middle == pytest.approx(SPANS_EDGE + room / 2, abs=0.1)
+    assert by_name["key"].left == SPANS_EDGE
     assert by_name["number"].right == pytest.approx(SPANS_EDGE + room, abs=0.1)
-    assert spans.limit == pytest.approx(SPANS_EDGE + 0.2 * room, abs=0.1)
-    assert [mark.beyond for mark in spans.marks] == [False, True]
+    assert spans.limit == pytest.approx(SPANS_EDGE + room * 5 / 6, abs=0.1)
+    assert [mark.beyond for mark in spans.marks] == [False, False, True]
     assert by_name["name"].left == by_name["name"].middle == by_name["name"].right
 
 

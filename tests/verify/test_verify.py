@@ -260,7 +260,7 @@ def test_real_engines_agree_and_the_report_is_whole(
     assert fp8.activations.startswith("float8_e4m3")
     assert ("mini-Q8_0.gguf", 44, 44) in seen
     content = json.loads(json.dumps(report.to_dict(), allow_nan=False))
-    assert content["schema_version"] == 2
+    assert content["schema_version"] == 3
     assert str(tmp_path) not in json.dumps(content)
     assert str(reference_folder.parent) not in json.dumps(content)
     rate = content["artifacts"][0]["scores"]["kinds"]["calls"]

@@ -5,13 +5,15 @@ has them was not made. A drawing shows every point of its check: nothing is samp
 
     tensors   a bar a tensor, in file order: its relative error (GGUF), or its largest error over
               the bound (FP8), each from zero to the largest
-    spans     mean KL of each part of the replies with its interval, and the limit
+    spans     mean KL of each part of the replies with its interval, and the limit, on a logarithmic
+              scale, as parts differ by powers of ten; what is below 1e-6 is at its left end
     triggers  margin of the first decision, the reference's across and the artifact's up; what lies
               in the upper left or lower right turned from a call to none, or back
 """
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 
 from verify.check import Outcome
@@ -20,6 +22,7 @@ from verify.spans import Span
 
 TENSORS_WIDTH, TENSORS_HEIGHT = 640.0, 110.0
 SPANS_WIDTH, SPANS_EDGE = 320.0, 6.0
+LEAST_KL = 1e-6
 SQUARE, SQUARE_EDGE = 260.0, 8.0
 _TENSORS = {"gguf_weights": "error", "weights": "ratio"}
 
@@ -61,8 +64,9 @@ class SpanMark:
 
 @dataclass(frozen=True, slots=True)
 class Spans:
-    """Every part on one scale; `limit` is the place of `limit_value`."""
+    """Every part on one scale from `least`; `limit` is the place of `limit_value`."""
 
+    least: float
     limit: float
     limit_value: float
     marks: tuple[SpanMark, ...]
@@ -130,16 +134,17 @@ def span_marks(artifact: ArtifactReport) -> Spans | None:
             rows.append((span.value, value, left, right, count))
     if not rows or not isinstance(limit, float):
         return None
-    most = max(limit, *(high for _, _, _, high, _ in rows))
+    most = max(limit, 10 * LEAST_KL, *(high for _, _, _, high, _ in rows))
 
     def place(value: float) -> float:
-        return round(SPANS_EDGE + max(value, 0) / most * (SPANS_WIDTH - 2 * SPANS_EDGE), 1)
+        share = math.log(max(value, LEAST_KL) / LEAST_KL) / math.log(most / LEAST_KL)
+        return round(SPANS_EDGE + share * (SPANS_WIDTH - 2 * SPANS_EDGE), 1)
 
     marks = tuple(
         SpanMark(name, place(low), place(high), place(value), value, low, high, tokens, low > limit)
         for name, value, low, high, tokens in rows
     )
-    return Spans(place(limit), limit, marks)
+    return Spans(LEAST_KL, place(limit), limit, marks)
 
 
 def trigger_dots(artifact: ArtifactReport) -> Scatter | None:
