@@ -10,10 +10,10 @@ first, and `ranking.png`. On the prompts that the measurement kept for choosing:
              longer made shows here and nowhere else
 
 A candidate is sound if neither KL is above 0.1, induce > 0 and, for a single direction, its layer
-lies before 0.8 of the depth (Arditi et al.'s filters, induce as a gain and not as an absolute score). The order is:
-sound ones first, then by bypass. Nothing is thrown away: the table says why a candidate is not
-sound, and a person may apply it all the same. Random directions are in the same table; they tell
-what an edit of that size does by itself, and are never chosen.
+lies before 0.8 of the depth (Arditi et al.'s filters, induce as a gain and not as an absolute
+score). The order is: sound ones first, then by bypass. Nothing is thrown away: the table says why a
+candidate is not sound, and a person may apply it all the same. Random directions are in the same
+table; they tell what an edit of that size does by itself, and are never chosen.
 
 Candidates run side by side, as many in one pass over the checkpoint as STATES_BYTES allows.
 """
@@ -198,7 +198,8 @@ def _ranked(
     candidate: Candidate, layers: int, scores: Float64 | None, numbers: Sequence[float]
 ) -> Ranked:
     """`numbers` are KL, induce and, where prompts have tools, KL on those; none without scores."""
-    kl, induce, kl_tools = (*numbers, *[None] * (3 - len(numbers)))
+    padded: list[float | None] = [*numbers, None, None, None]
+    kl, induce, kl_tools = padded[:3]
     return Ranked(
         id=candidate.id,
         kind=candidate.kind,
