@@ -14,6 +14,7 @@ import os
 import zipfile
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -30,20 +31,15 @@ _HIDDEN = "hidden:"
 
 def save_progress(path: Path, key: str, start: Start, statistics: Statistics) -> None:
     """Keep where to go on; OutputError where it cannot be written."""
-    arrays = {
+    contents: dict[str, Any] = {
         f"{_HIDDEN}{i}": states.contiguous().view(torch.uint8).numpy()
         for i, states in enumerate(start.hidden)
     }
+    contents |= {"key": np.array(key), "layer": np.array(start.layer), **statistics.to_arrays()}
     temporary = path.with_suffix(".part")
     try:
         with temporary.open("wb") as stream:
-            np.savez(
-                stream,
-                key=np.array(key),
-                layer=np.array(start.layer),
-                **arrays,
-                **statistics.to_arrays(),
-            )
+            np.savez(stream, **contents)
         flush(temporary)
         os.replace(temporary, path)
         flush(path.parent)
