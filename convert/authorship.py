@@ -63,7 +63,7 @@ _CARD_KEYS = {
     "license_name": "general.license.name",
     "license_link": "general.license.link",
 }
-_MAX_FRONT_MATTER = 1 << 20
+_MAX_FRONT_MATTER, _MAX_DEPTH = 1 << 20, 32
 _HUB = "https://huggingface.co/"
 Ancestor = Mapping[str, str]
 
@@ -141,7 +141,8 @@ def _read_card(path: Path) -> Authorship:
 def _front_matter(path: Path) -> Mapping[str, Any]:
     """The YAML at the head of a card, where `no` in a list is a language, as the converter has it.
 
-    References are refused: keys merged through ten levels of ten of them are 10^10 keys.
+    References are refused: keys merged through ten levels of ten of them are 10^10 keys. So is
+    depth: the parser's time grows with its square.
     """
     import yaml
     from huggingface_hub.repocard import REGEX_YAML_BLOCK
@@ -151,8 +152,14 @@ def _front_matter(path: Path) -> Mapping[str, Any]:
         block = f"{match[2]}\n".replace("- no\n", '- "no"\n').replace("\t", "  ") if match else ""
         if len(block) > _MAX_FRONT_MATTER:
             raise ValueError(f"{len(block)} characters; expected at most {_MAX_FRONT_MATTER}")
-        if any(isinstance(event, yaml.AliasEvent) for event in yaml.parse(block, yaml.SafeLoader)):
-            raise ValueError("a reference (*name); write out what it stands for")
+        depth = 0
+        for event in yaml.parse(block, yaml.SafeLoader):
+            if isinstance(event, yaml.AliasEvent):
+                raise ValueError("a reference (*name); write out what it stands for")
+            depth += isinstance(event, yaml.CollectionStartEvent)
+            depth -= isinstance(event, yaml.CollectionEndEvent)
+            if depth > _MAX_DEPTH:
+                raise ValueError(f"more than {_MAX_DEPTH} levels deep")
         data = yaml.safe_load(block) or {}
         if not isinstance(data, dict):
             raise ValueError(f"a {type(data).__name__}, expected `key: value` lines")

@@ -14,7 +14,9 @@ from pathlib import Path
 
 import pytest
 
+from convert import checkpoint_copy
 from convert.model import FLOAT_FILE_TYPES
+from quantize.compressed_tensors import CALIBRATED
 from quantize.gguf_targets import Options
 from quantize.job import planners, quantize
 from quantize.mixture_table import MIXTURES
@@ -71,8 +73,9 @@ SCHEMES = {
 
 
 def folder_targets() -> set[str]:
-    """Targets that are folders for vLLM, by the tool's own list."""
-    return planners(Options()).keys() - MIXTURES.keys() - FLOAT_FILE_TYPES.keys()
+    """Targets that are folders for vLLM and need no calibration, by the tool's own list."""
+    others = {*MIXTURES, *FLOAT_FILE_TYPES, *CALIBRATED, checkpoint_copy.TARGET}
+    return planners(Options()).keys() - others
 
 
 def processor_has(flag: str) -> bool:
