@@ -109,7 +109,7 @@ def test_small_runs_find_the_same_row(copy: MakeClean, monkeypatch: pytest.Monke
     )
     whole = lint(folder)
     assert "256 values, the first at row 211, column 0" in whole.findings[0].found
-    for chunk_bytes in (2, 700, 1 << 13):
+    for chunk_bytes in (62, 700, 1 << 13):
         defaults = (chunk_bytes,)
         monkeypatch.setattr(stored_checkpoint.chunks, "__defaults__", defaults)
         assert lint(folder) == whole
