@@ -93,6 +93,7 @@ def duties_of(
     licence: str, texts: Mapping[str, Path], name: str, base_model: str, extra: Sequence[Path] = ()
 ) -> Duties:
     """What `licence` asks of a release called `name` of `base_model`, and how that stands."""
+    licence = licence.lower()  # the hub's ids are; "Apache-2.0" asks for the same
     given = dict(texts)
     found: list[Duty] = []
     for path in extra:
@@ -142,7 +143,12 @@ def _name_duty(asked: Llama, name: str, base_model: str) -> Duty:
 def notice_text(duties: Duties) -> str | None:
     """The NOTICE of a release: the base model's own, and the licence's sentence if it lacks it."""
     there = duties.texts.get(NOTICE_NAME) or duties.texts.get(f"{NOTICE_NAME}.txt")
-    own = there.read_text(encoding="utf-8") if there else ""
+    try:
+        own = there.read_text(encoding="utf-8") if there else ""
+    except UnicodeDecodeError as error:
+        raise InputError(
+            f"{there}: not UTF-8, and a release's NOTICE is; save it as UTF-8"
+        ) from error
     if not duties.notice or duties.notice in own:
         return own or None
     return f"{own.rstrip()}\n\n{duties.notice}\n".lstrip()
