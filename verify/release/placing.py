@@ -92,7 +92,10 @@ def withdraw(out: Path, work: Work) -> None:
 
 def link(source: Path, place: Path) -> None:
     """A hard link, or a copy where there can be none."""
-    place.parent.mkdir(parents=True, exist_ok=True)
+    try:
+        place.parent.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise OutputError(f"{place.parent}: cannot be made: {error.strerror}") from error
     try:
         os.link(source, place)
         return
