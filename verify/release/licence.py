@@ -26,6 +26,9 @@ NOTICE_NAME = "NOTICE"
 _TEXTS = re.compile(r"(licen[sc]e|notice|use[_-]?policy|copying)", re.IGNORECASE)
 _POLICY = re.compile(r"use[_-]?policy", re.IGNORECASE)
 _LICENCE = re.compile(r"(licen[sc]e|copying)", re.IGNORECASE)
+_NO_TEXT = (".json", ".jinja", ".safetensors", ".gguf", ".model", ".sig", ".pub")
+_TAKEN = ("README.md", "SHA256SUMS", "merges.txt", "report.html", "junit.xml")
+"""What lies in a repository, and is verified or written there: no text of a licence."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -97,7 +100,10 @@ def duties_of(
     given = dict(texts)
     found: list[Duty] = []
     for path in extra:
-        if path.is_file():
+        if path.suffix in _NO_TEXT or path.name in _TAKEN:
+            how = "would take the place of a file of the model or the release; rename it"
+            found.append(Duty(f"text {path.name}", False, how))
+        elif path.is_file():
             given[path.name] = path
         else:
             found.append(Duty(f"text {path.name}", False, "the file that the recipe names is gone"))

@@ -72,6 +72,15 @@ def test_a_licence_in_capitals_asks_for_the_same(tmp_path: Path) -> None:
             duties.check()
 
 
+@pytest.mark.parametrize("name", ["config.json", "README.md", "model.safetensors"])
+def test_a_text_takes_no_place_of_a_file_that_was_verified(tmp_path: Path, name: str) -> None:
+    (tmp_path / name).write_text("x")
+    duties = duties_of("other", {}, "Mini", HERMES, [tmp_path / name])
+    assert not duties.texts
+    with pytest.raises(InputError, match=f"text {name}: would take the place of a file"):
+        duties.check()
+
+
 def test_a_notice_that_is_not_utf_8_is_named(tmp_path: Path) -> None:
     (tmp_path / "LICENSE").write_text("text")
     (tmp_path / "NOTICE").write_bytes("Copyright \u00a9 Acme".encode("latin-1"))
