@@ -66,9 +66,9 @@ def check_residue(base: Checkpoint, artifact: Artifact, edit: EditFolder) -> Out
     numbers: dict[str, Number] = {
         "tensors": len(found),
         "wrong": len(wrong),
-        "worst_left": max(r.left for r in found),
-        "worst_ratio": max(r.ratio for r in found),
-        "mean_floor": float(np.mean([r.floor for r in found])),
+        "worst_left": _worst([r.left for r in found]),
+        "worst_ratio": _worst([r.ratio for r in found]),
+        "mean_floor": _finite(float(np.mean([r.floor for r in found]))),
     }
     if wrong:
         reason = f"{len(wrong)} of {len(found)} tensors are not edited as the edit says"
@@ -78,6 +78,15 @@ def check_residue(base: Checkpoint, artifact: Artifact, edit: EditFolder) -> Out
         f" {numbers['worst_ratio']:.2f} times the rounding floor"
     )
     return Outcome(RESIDUE, Verdict(State.PASS, reason, numbers))
+
+
+def _worst(values: list[float]) -> float | None:
+    return _finite(float(np.max(values)))
+
+
+def _finite(value: float) -> float | None:
+    """JSON has no NaN."""
+    return value if np.isfinite(value) else None
 
 
 def _findings(wrong: list[Residue]) -> tuple[Finding, ...]:

@@ -164,6 +164,7 @@ def test_a_stored_nan_does_not_pass(made: Path, tmp_path: Path, target: str | No
         found = check_residue(base, open_artifact(place), edit)
     assert found.verdict.state is State.FAIL
     assert [finding.subject for finding in found.findings] == [line.tensor]
+    assert found.verdict.numbers["worst_ratio"] is None  # JSON has no NaN
 
 
 def test_an_edit_or_an_artifact_of_another_model_is_bad_input(
