@@ -881,7 +881,10 @@ def _verify_abliteration(
         from verify.abliteration.gate import read_pairs, verify_abliteration
         from verify.abliteration.print_gate import print_gate
         from verify.abliteration.write import write_gate
+        from verify.report.write import prepare_folder
 
+        if out is not None:
+            prepare_folder(out)
         with steps_bar(quiet=as_json) as report_progress:
             report = verify_abliteration(
                 model,

@@ -75,6 +75,8 @@ def read_calibration(folder: Path) -> Calibration:
                 f"{folder / RECORD}: schema_version {record.get('schema_version')!r}; expected"
                 f" {SCHEMA_VERSION}"
             )
+        if not isinstance(record["model"]["digest"], str):
+            raise ValueError("model.digest is no text")
         for name in (IMATRIX, ACTIVATIONS):
             if hash_file(folder / name) != record["files"][name]:
                 raise InputError(f"{folder / name}: not the file that {RECORD} describes")
@@ -98,6 +100,6 @@ def check_model(calibration: Calibration, checkpoint: Checkpoint) -> None:
     if calibration.record["model"]["digest"] != digest:
         raise InputError(
             f"{calibration.folder}: made from another model"
-            f" ({calibration.record['model']['name'] or 'unnamed'}): its tensors' names and shapes"
-            f" are not those of {checkpoint.path}"
+            f" ({calibration.record['model'].get('name') or 'unnamed'}): its tensors' names and"
+            f" shapes are not those of {checkpoint.path}"
         )

@@ -62,6 +62,7 @@ def apply(
     by_layer = parse_strengths(layer_strengths, found.layers)
     with open_model(model) as opened:
         refuse_experts(opened)
+        found.check_model(opened, folder)
         direction = _rebuild(found, row)
         lines, directions = _lines(opened, direction, by_layer, embeddings)
         recipe = Recipe(

@@ -12,7 +12,8 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Any, Literal
@@ -21,7 +22,7 @@ import numpy as np
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from convert.edited import Edit, Edits
-from convert.errors import CheckpointError, InputError, TensorError, UnsupportedError
+from convert.errors import CheckpointError, InputError, OutputError, TensorError, UnsupportedError
 from convert.families.rules import Tensor
 from convert.model import Model
 from convert.safetensors import StoredTensor, layout, read_header
@@ -153,10 +154,20 @@ def _read(path: Path, info: Any) -> Float32:
 
 def write_edit(folder: Path, edit: EditFolder) -> None:
     """Write both files."""
-    folder.mkdir(parents=True, exist_ok=True)
-    write_vectors(folder / DIRECTIONS_NAME, edit.directions)
     text = json.dumps(edit.recipe.model_dump(), indent=2, ensure_ascii=False)
-    (folder / RECIPE_NAME).write_text(text + "\n")
+    with writing(folder):
+        write_vectors(folder / DIRECTIONS_NAME, edit.directions)
+        (folder / RECIPE_NAME).write_text(text + "\n", encoding="utf-8")
+
+
+@contextmanager
+def writing(folder: Path) -> Iterator[None]:
+    """Make the folder, and turn what its disk refuses into an OutputError."""
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        yield
+    except OSError as error:
+        raise OutputError(f"{folder}: cannot be written to: {error.strerror}") from error
 
 
 def write_vectors(path: Path, arrays: Mapping[str, Any]) -> None:

@@ -22,7 +22,7 @@ import numpy as np
 from convert.errors import InputError
 from convert.model import Model, open_model
 from convert.rendering import Tokenizer, stop_ids
-from quantize.abliteration.edit_folder import refuse_experts
+from quantize.abliteration.edit_folder import refuse_experts, writing
 from quantize.abliteration.measurement import (
     COMPLIED,
     CONTRASTS,
@@ -88,9 +88,13 @@ def measure(
         folder = opened.checkpoint.path
         tokenizer = Tokenizer.open(folder)
         prompts = read_prompts(tokenizer, refused, harmless, tools)
+        if not prompts.of(kind=REFUSED, variant=PLAIN):
+            raise InputError(f"{refused}: every prompt brings tools; some without are needed")
         fingerprint = _fingerprint(opened, prompts, contrast, machine)
         found = _finished(out, fingerprint)
         if found is None:
+            with writing(out):  # now, not after the model has run
+                pass
             asked = _ask(opened, tokenizer, prompts, machine, on_progress)
             layers = opened.checkpoint.spec.num_hidden_layers
             found = Measurement(fingerprint, contrast, layers, *asked, {})

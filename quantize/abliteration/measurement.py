@@ -22,7 +22,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from convert.errors import InputError
-from quantize.abliteration.edit_folder import read_vectors, write_vectors
+from convert.model import Model
+from quantize.abliteration.edit_folder import read_vectors, write_vectors, writing
 from quantize.abliteration.prompts import HARMLESS, REFUSED, PromptSet
 
 JSON_NAME, ARRAYS_NAME = "measurement.json", "measurement.safetensors"
@@ -65,6 +66,16 @@ class Measurement:
         ending = f".{REFUSED}"
         return tuple(n.removesuffix(ending) for n in self.arrays if n.endswith(ending))
 
+    def check_model(self, model: Model, folder: Path) -> None:
+        """InputError for a model of another size than was measured, here in `folder`."""
+        spec = model.checkpoint.spec
+        hidden = self.difference(self.variants[0]).shape[-1] if self.arrays else spec.hidden_size
+        if (spec.num_hidden_layers, spec.hidden_size) != (self.layers, hidden):
+            raise InputError(
+                f"{folder}: measured on a model of {self.layers} layers and hidden size {hidden};"
+                f" {model.checkpoint.path} has {spec.num_hidden_layers} and {spec.hidden_size}"
+            )
+
     def difference(self, variant: str) -> Float64:
         """Mean of the refused minus mean of the others, (P, S, H)."""
         refused, others = (self.arrays[f"{variant}.{k}"] for k in (REFUSED, self.contrast))
@@ -89,9 +100,6 @@ class Measurement:
 
 def write_measurement(folder: Path, found: Measurement) -> None:
     """Write it; arrays first, so that a readable JSON never lacks what it speaks of."""
-    folder.mkdir(parents=True, exist_ok=True)
-    if found.arrays:
-        write_vectors(folder / ARRAYS_NAME, found.arrays)
     content = {
         "schema_version": SCHEMA_VERSION,
         "fingerprint": found.fingerprint,
@@ -102,8 +110,11 @@ def write_measurement(folder: Path, found: Measurement) -> None:
         "prompts": found.prompts.to_dict(),
     }
     fresh = folder / (JSON_NAME + ".new")
-    fresh.write_text(json.dumps(content, indent=1) + "\n")
-    fresh.replace(folder / JSON_NAME)
+    with writing(folder):
+        if found.arrays:
+            write_vectors(folder / ARRAYS_NAME, found.arrays)
+        fresh.write_text(json.dumps(content, indent=1) + "\n")
+        fresh.replace(folder / JSON_NAME)
 
 
 def read_measurement(folder: Path) -> Measurement:

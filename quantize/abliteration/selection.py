@@ -33,6 +33,7 @@ from numpy.typing import NDArray
 from convert.errors import InputError
 from convert.model import open_model
 from quantize.abliteration.candidates import LAST_SHARE, RANDOM, SINGLE, Candidate, make_candidates
+from quantize.abliteration.edit_folder import writing
 from quantize.abliteration.measure import ON_CPU, Machine, validation_prompts
 from quantize.abliteration.measurement import Measurement, read_measurement
 from quantize.abliteration.prompts import PLAIN
@@ -112,13 +113,13 @@ def select(
         raise InputError("--strength: expected numbers above 0 and at most 4")
     candidates = make_candidates(found, strengths=strengths, variant=variant, projected=projected)
     with open_model(model) as opened:
-        if opened.checkpoint.spec.num_hidden_layers != found.layers:
-            raise InputError(f"{folder}: measured on a model of {found.layers} layers, not {model}")
+        found.check_model(opened, folder)
         place = opened.checkpoint.path
     selection = _score(place, found, candidates, machine, on_progress)
     fresh = folder / (NAME + ".new")
-    fresh.write_text(json.dumps(selection.to_dict(), indent=1) + "\n")
-    fresh.replace(folder / NAME)
+    with writing(folder):
+        fresh.write_text(json.dumps(selection.to_dict(), indent=1) + "\n")
+        fresh.replace(folder / NAME)
     return selection
 
 

@@ -18,6 +18,7 @@ from convert.model import open_model
 from convert.rendering import Tokenizer, render
 from quantize.activations import run
 from quantize.calibrate import calibrate
+from quantize.calibration import read_calibration
 from quantize.calibration_text import BUNDLED, cut, read_calibration_text
 from quantize.importance import importance_for, read_importance
 from quantize.job import quantize
@@ -215,6 +216,9 @@ def test_a_finished_calibration_is_kept_and_another_is_not_overwritten(tmp_path:
     assert second.record["data"]["chunk_tokens"] == 16
     with pytest.raises(OutputError, match="has files already"):
         calibrate(str(model), model, data, chunk_tokens=32)
+    change_json(second.folder / "calibration.json", model={})
+    with pytest.raises(InputError, match="not a complete calibration: KeyError"):
+        read_calibration(second.folder)
 
 
 def test_its_imatrix_serves_the_gguf_types_without_being_named(tmp_path: Path) -> None:

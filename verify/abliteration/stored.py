@@ -77,11 +77,23 @@ class StoredTensors:
         info = self.base.tensors[name]
         if self.gguf is not None:
             output = self._outputs[name]
-            kind = self.gguf.tensors[output.name].ggml_type
+            there = self.gguf.tensors.get(output.name)
+            if there is None or there.shape != output.shape:
+                found = "missing" if there is None else f"of shape {there.shape}"
+                raise CheckpointError(
+                    f"{self.artifact.name}: {output.name} is {found}; expected {output.shape}, as"
+                    f" in {self.base.path}"
+                )
+            kind = there.ggml_type
             data = np.frombuffer(self.gguf.read(output.name), dtype=np.uint8)
             return Cast(kind) if kind in DTYPES else Ggml(kind), [data]
         parts = {part.name: part for part in self._parts(name)}
         if name in parts and parts[name].dtype == info.dtype:
+            if parts[name].shape != info.shape:
+                raise CheckpointError(
+                    f"{self.artifact.name}: {name} is of shape {parts[name].shape}; expected"
+                    f" {info.shape}, as in {self.base.path}"
+                )
             return Cast(info.dtype), [self._raw(parts[name])]
         row = TARGETS.get(self.artifact.type)
         if row is None:

@@ -22,6 +22,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from convert.checkpoint import Checkpoint
+from convert.errors import TensorError
 from convert.tensor import to_float32
 from quantize.abliteration.edit_folder import EditFolder
 from verify.abliteration.stored import StoredTensors, open_tensors
@@ -35,6 +36,7 @@ of 1; a half edit of a random matrix of 256 rows is at 10."""
 _TINY = 2e-6
 """Share of |r^T W| that float32 arithmetic leaves."""
 _FINDINGS = 10
+_EMBEDDING = "model.embed_tokens.weight"
 
 
 @dataclass(frozen=True, slots=True)
@@ -56,13 +58,17 @@ def check_residue(base: Checkpoint, artifact: Artifact, edit: EditFolder) -> Out
     """Every edited tensor of one artifact against its rounding floor."""
     with open_tensors(artifact, base) as stored:
         found = measure_residues(base, stored, edit)
-    wrong = sorted((r for r in found if r.ratio > LIMIT), key=lambda r: -r.ratio)
+    if not found:
+        reason = "the edit names no projection; an embedding's edit is not looked at here"
+        return Outcome(RESIDUE, Verdict(State.NOT_ENOUGH_EVIDENCE, reason))
+    # NaN is over every limit: a stored NaN must not pass
+    wrong = sorted((r for r in found if not r.ratio <= LIMIT), key=lambda r: -r.ratio)
     numbers: dict[str, Number] = {
         "tensors": len(found),
         "wrong": len(wrong),
-        "worst_left": max(r.left for r in found),
-        "worst_ratio": max(r.ratio for r in found),
-        "mean_floor": float(np.mean([r.floor for r in found])),
+        "worst_left": _worst([r.left for r in found]),
+        "worst_ratio": _worst([r.ratio for r in found]),
+        "mean_floor": _finite(float(np.mean([r.floor for r in found]))),
     }
     if wrong:
         reason = f"{len(wrong)} of {len(found)} tensors are not edited as the edit says"
@@ -72,6 +78,15 @@ def check_residue(base: Checkpoint, artifact: Artifact, edit: EditFolder) -> Out
         f" {numbers['worst_ratio']:.2f} times the rounding floor"
     )
     return Outcome(RESIDUE, Verdict(State.PASS, reason, numbers))
+
+
+def _worst(values: list[float]) -> float | None:
+    return _finite(float(np.max(values)))
+
+
+def _finite(value: float) -> float | None:
+    """JSON has no NaN."""
+    return value if np.isfinite(value) else None
 
 
 def _findings(wrong: list[Residue]) -> tuple[Finding, ...]:
@@ -86,13 +101,14 @@ def _findings(wrong: list[Residue]) -> tuple[Finding, ...]:
 
 
 def measure_residues(base: Checkpoint, stored: StoredTensors, edit: EditFolder) -> list[Residue]:
-    """All edited projections; an embedding's edit is seen in its bytes only."""
+    """All edited projections; an embedding's edit is not measured."""
+    check_fits(base, edit)
     keep = edit.recipe.keep_norms
     found = []
     for line in edit.recipe.edits:
         info = base.tensors[line.tensor]
         r = edit.directions[line.direction].astype(np.float64)
-        if info.rows != r.size:
+        if line.tensor == _EMBEDDING:
             continue
         raw = base.read_rows(info, 0, info.rows).raw
         w = to_float32(raw, info.dtype).astype(np.float64)
@@ -117,6 +133,21 @@ def measure_residues(base: Checkpoint, stored: StoredTensors, edit: EditFolder) 
     return found
 
 
+def check_fits(base: Checkpoint, edit: EditFolder) -> None:
+    """TensorError for an edit of another model."""
+    for line in edit.recipe.edits:
+        info = base.tensors.get(line.tensor)
+        if info is None:
+            raise TensorError(f"{line.tensor}: the edit names it and {base.path} has it not")
+        size = edit.directions[line.direction].size
+        along = info.columns if line.tensor == _EMBEDDING else info.rows
+        if size != along:
+            raise TensorError(
+                f"{line.tensor}: direction {line.direction!r} has {size} numbers, expected"
+                f" {along}; this edit is of another model"
+            )
+
+
 def check_untouched(
     base: Checkpoint, unedited: Artifact, edited: Artifact, edit: EditFolder
 ) -> Outcome:
@@ -132,6 +163,9 @@ def check_untouched(
         "changed": len(changed),
         "missing": len(lost),
     }
+    if not kept and not lost:
+        reason = "no tensor outside the edit could be compared"
+        return Outcome(UNTOUCHED, Verdict(State.NOT_ENOUGH_EVIDENCE, reason, numbers))
     if changed or lost:
         findings = [Finding(n, "changed, and the edit does not name it") for n in changed]
         findings += [Finding(n, "missing") for n in lost]

@@ -114,16 +114,26 @@ def _check_files(
         if name not in listed and name not in NOT_LISTED
     ]
     for number, (name, entry) in enumerate(listed.items()):
-        path = folder / name
-        if not path.is_file():
-            findings.append(Finding(name, "is missing"))
-        elif (size := path.stat().st_size) != entry["size_bytes"]:
-            findings.append(Finding(name, f"{size:,} bytes; expected {entry['size_bytes']:,}"))
-        elif (digest := hash_file(path)) != entry["sha256"]:
-            findings.append(Finding(name, f"sha256 {digest}; expected {entry['sha256']}"))
+        wrong = _wrong_with(folder / name, entry)
+        if wrong:
+            findings.append(Finding(name, wrong))
         if on_file:
             on_file(name, number + 1, len(listed))
     return _decided("files", f"{len(listed):,} files as listed, no other", findings)
+
+
+def _wrong_with(path: Path, entry: Mapping[str, Any]) -> str | None:
+    """What is wrong with one listed file."""
+    try:
+        if not path.is_file():
+            return "is missing"
+        if (size := path.stat().st_size) != entry["size_bytes"]:
+            return f"{size:,} bytes; expected {entry['size_bytes']:,}"
+        if (digest := hash_file(path)) != entry["sha256"]:
+            return f"sha256 {digest}; expected {entry['sha256']}"
+    except OSError as error:
+        return f"cannot be read: {error.strerror}"
+    return None
 
 
 def _check_sums(folder: Path, manifest: Mapping[str, Any]) -> Outcome:

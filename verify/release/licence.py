@@ -26,6 +26,9 @@ NOTICE_NAME = "NOTICE"
 _TEXTS = re.compile(r"(licen[sc]e|notice|use[_-]?policy|copying)", re.IGNORECASE)
 _POLICY = re.compile(r"use[_-]?policy", re.IGNORECASE)
 _LICENCE = re.compile(r"(licen[sc]e|copying)", re.IGNORECASE)
+_NO_TEXT = (".json", ".jinja", ".safetensors", ".gguf", ".model", ".sig", ".pub")
+_TAKEN = ("README.md", "SHA256SUMS", "merges.txt", "report.html", "junit.xml")
+"""What lies in a repository, and is verified or written there: no text of a licence."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -93,10 +96,14 @@ def duties_of(
     licence: str, texts: Mapping[str, Path], name: str, base_model: str, extra: Sequence[Path] = ()
 ) -> Duties:
     """What `licence` asks of a release called `name` of `base_model`, and how that stands."""
+    licence = licence.lower()  # the hub's ids are; "Apache-2.0" asks for the same
     given = dict(texts)
     found: list[Duty] = []
     for path in extra:
-        if path.is_file():
+        if path.suffix in _NO_TEXT or path.name in _TAKEN:
+            how = "would take the place of a file of the model or the release; rename it"
+            found.append(Duty(f"text {path.name}", False, how))
+        elif path.is_file():
             given[path.name] = path
         else:
             found.append(Duty(f"text {path.name}", False, "the file that the recipe names is gone"))
@@ -142,7 +149,12 @@ def _name_duty(asked: Llama, name: str, base_model: str) -> Duty:
 def notice_text(duties: Duties) -> str | None:
     """The NOTICE of a release: the base model's own, and the licence's sentence if it lacks it."""
     there = duties.texts.get(NOTICE_NAME) or duties.texts.get(f"{NOTICE_NAME}.txt")
-    own = there.read_text(encoding="utf-8") if there else ""
+    try:
+        own = there.read_text(encoding="utf-8") if there else ""
+    except UnicodeDecodeError as error:
+        raise InputError(
+            f"{there}: not UTF-8, and a release's NOTICE is; save it as UTF-8"
+        ) from error
     if not duties.notice or duties.notice in own:
         return own or None
     return f"{own.rstrip()}\n\n{duties.notice}\n".lstrip()

@@ -4,8 +4,9 @@ In: gated artifacts and the parts of a release. Out: plain JSON values under `sc
 described by `manifest.schema.json` beside this file; and `SHA256SUMS`, which `sha256sum -c` reads.
 
 Paths are relative to the manifest's folder. The manifest lists every file but itself, SHA256SUMS
-and the signature. Only `created` differs between two builds of the same recipe. `quantize.fit`
-reads `artifacts` (name and path): a change of these changes `quantize/fit/subject.py` too.
+and the signature. Two builds of the same recipe differ in `created` and, in the manifest of a whole
+release, in the hashes of its repositories' manifests, which hold it, their sums and signatures.
+`quantize.fit` reads `artifacts` (name and path) in `quantize/fit/subject.py`: change both together.
 """
 
 from __future__ import annotations

@@ -19,10 +19,9 @@ from convert.errors import InputError, OutputError
 from convert.staging import remove
 from verify.release.gating import Gated
 from verify.release.manifest import MANIFEST_NAME, NOT_LISTED, read_manifest
-from verify.release.steps import WORK_NAME, Work
+from verify.release.steps import QUARANTINE, WORK_NAME, Work
 from verify.report.write import write_report
 
-QUARANTINE = "quarantine"
 SIDE_FOLDERS = (WORK_NAME, QUARANTINE)
 """What may lie in the output folder and is no part of the release."""
 _MOVING = "moving.json"
@@ -93,7 +92,10 @@ def withdraw(out: Path, work: Work) -> None:
 
 def link(source: Path, place: Path) -> None:
     """A hard link, or a copy where there can be none."""
-    place.parent.mkdir(parents=True, exist_ok=True)
+    try:
+        place.parent.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise OutputError(f"{place.parent}: cannot be made: {error.strerror}") from error
     try:
         os.link(source, place)
         return

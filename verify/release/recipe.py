@@ -17,7 +17,15 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Any, Literal, Self
 
-from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, field_validator, model_validator
+from pydantic import (
+    AfterValidator,
+    BaseModel,
+    BeforeValidator,
+    ConfigDict,
+    Field,
+    field_validator,
+    model_validator,
+)
 
 from convert.errors import InputError
 from convert.hub import is_on_disk, parse_hub_id
@@ -28,10 +36,17 @@ from quantize.gguf_targets import Options as GgufOptions
 from quantize.job import planners
 from quantize.own_mixture import SUFFIXES
 from quantize.scaled import NUMERICS
+from verify.release.steps import QUARANTINE
 
 SIGNING_KEY = "HERMES_QUANT_SIGNING_KEY"
 """The environment variable that names the private key where the recipe does not."""
-Name = Annotated[str, Field(pattern=r"^[\w.+-]+$", max_length=120)]
+Name = Annotated[
+    str,
+    Field(
+        pattern=r"^\w[\w.+-]*$", max_length=120, json_schema_extra={"not": {"const": QUARANTINE}}
+    ),
+    AfterValidator(lambda value: _is_no_side_folder(value)),
+]
 HubId = Annotated[str, Field(pattern=r"^[\w.-]+/[\w.-]+$")]
 
 
@@ -201,6 +216,13 @@ def _known(value: str, words: Any, what: str) -> str:
     near = difflib.get_close_matches(value.upper() if what == "type" else value, words, n=1)
     hint = f"; did you mean {near[0]!r}?" if near else ""
     raise ValueError(f"unknown {what} {value!r}{hint} (known: {', '.join(words)})")
+
+
+def _is_no_side_folder(value: str) -> str:
+    """A repository of that name would be looked past by `release check`."""
+    if value == QUARANTINE:
+        raise ValueError(f"{value!r} is where a build lays aside what did not pass")
+    return value
 
 
 def _is_size(value: str) -> str:

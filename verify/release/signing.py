@@ -38,6 +38,10 @@ def identity_of(key: Path | None, identity: str | None, issuer: str | None) -> I
     """Who must have signed, as given on the command line; None for anybody."""
     if (identity is None) != (issuer is None) or (key and identity):
         raise InputError("give --key FILE, or both --identity and --issuer")
+    if identity is not None and not (identity and issuer):
+        raise InputError("--identity and --issuer: one is empty; nobody in particular is named")
+    if key is not None and not key.is_file():
+        raise InputError(f"{key}: no public key to check the signature with")
     return Identity(key, identity, issuer) if key or identity else None
 
 

@@ -25,7 +25,7 @@ from pydantic import TypeAdapter, ValidationError
 from convert.errors import OutputError
 from verify.report.contents import Report
 
-WORK_NAME = ".build"
+WORK_NAME, QUARANTINE = ".build", "quarantine"
 FORM = 1
 """Raised when what a check means changes."""
 

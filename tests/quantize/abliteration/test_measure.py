@@ -13,17 +13,25 @@ import pytest
 import torch
 import transformers
 
-from convert.errors import ConversationError, InputError
+from convert.errors import ConversationError, InputError, OutputError
+from convert.model import open_model
 from convert.rendering import Tokenizer
 from quantize.abliteration.apply import apply, parse_strengths
 from quantize.abliteration.candidates import BY_LAYER, SINGLE, make_candidates
+from quantize.abliteration.edit_folder import read_edit, write_edit
 from quantize.abliteration.measure import measure
-from quantize.abliteration.measurement import Baseline, Measurement, read_measurement
+from quantize.abliteration.measurement import (
+    Baseline,
+    Measurement,
+    read_measurement,
+    write_measurement,
+)
 from quantize.abliteration.prompts import HARMLESS, PLAIN, REFUSED, TOOLS, read_prompts
 from quantize.abliteration.selection import read_selection, select
 from quantize.activations.residuals import NOTHING, Steering, residual_sums, steered_logits
 from tests.command import invoke
 from tests.miniature import TEMPLATE, Shape, change_json, write_checkpoint
+from tests.quantize.abliteration.edits import random_edit, writers
 
 NANO = Path(__file__).parents[3] / "examples" / "hermes-nano"
 
@@ -84,6 +92,34 @@ def test_a_model_that_does_not_refuse_ends_with_nothing_to_remove(
         select(str(miniature), tmp_path / "m")
     with pytest.raises(InputError, match="of another model"):
         measure(str(miniature), *files, tmp_path / "m", contrast="complied")
+
+
+def test_mistakes_in_what_is_given_are_named_before_the_model_runs(
+    miniature: Path, files: tuple[Path, Path], tmp_path: Path
+) -> None:
+    taken = tmp_path / "taken"
+    taken.write_text("a file")
+    with pytest.raises(OutputError, match="taken: cannot be written to: File exists"):
+        measure(str(miniature), *files, taken)
+    with pytest.raises(OutputError, match="taken: cannot be written to: File exists"):
+        write_edit(taken, read_edit(random_edit(tmp_path / "edit", writers(1))))
+    tool = {"type": "function", "function": {"name": "f"}}
+    rows = [{**json.loads(line), "tools": [tool]} for line in files[0].read_text().splitlines()]
+    files[0].write_text("".join(json.dumps(row) + "\n" for row in rows))
+    with pytest.raises(InputError, match="every prompt brings tools"):
+        measure(str(miniature), *files, tmp_path / "m")
+
+
+@pytest.mark.parametrize(("layers", "hidden"), [(2, 8), (3, 256)])
+def test_a_measurement_of_another_model_is_not_taken(
+    miniature: Path, tmp_path: Path, layers: int, hidden: int
+) -> None:
+    write_measurement(tmp_path, measurement(layers, hidden=hidden))
+    with pytest.raises(InputError, match=f"of {layers} layers and hidden size {hidden}; "):
+        select(str(miniature), tmp_path)
+    same = measurement(2, hidden=256)
+    with open_model(str(miniature)) as opened:
+        same.check_model(opened, tmp_path)
 
 
 def test_sums_and_steering_are_those_of_transformers_with_hooks(tmp_path: Path) -> None:

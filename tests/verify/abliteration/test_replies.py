@@ -4,11 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import replace
+from pathlib import Path
 
 import numpy as np
 import pytest
 
 from convert.conversation import Conversation, Expected
+from tests.command import invoke
 from verify.abliteration.replies import Limits, Said, check_control, check_replies
 from verify.check import State
 from verify.engines.log_probabilities import Scored
@@ -102,3 +104,12 @@ def test_an_edit_along_random_directions_must_still_refuse() -> None:
         State.FAIL,
         State.NOT_ENOUGH_EVIDENCE,
     ]
+
+
+def test_a_report_folder_that_cannot_be_made_is_said_before_models_run(tmp_path: Path) -> None:
+    taken = tmp_path / "taken"
+    taken.write_text("a file")
+    files = ("--refused", tmp_path / "r", "--harmless", tmp_path / "h", "--pair", "a,b")
+    shown = invoke("abliterate", "verify", tmp_path, tmp_path, *files, "--out", taken)
+    assert shown.exit_code == 2
+    assert "taken: cannot be made a folder: File exists" in shown.output

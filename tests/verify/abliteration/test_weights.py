@@ -12,6 +12,8 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from convert.checkpoint import Checkpoint
+from convert.errors import CheckpointError, TensorError
+from convert.gguf_reader import read_gguf
 from quantize.abliteration.edit_folder import EditFolder, read_edit
 from quantize.job import quantize
 from tests.miniature import Shape, weights, write_checkpoint
@@ -139,3 +141,49 @@ def test_other_strengths_and_kept_norms_are_compared_with_their_own_form(
             found = check_residue(base, open_artifact(tmp_path / name), read_edit(edit))
             assert found.verdict.state is State.PASS
             assert np.isfinite(float(found.verdict.numbers["worst_ratio"] or 0))
+
+
+@pytest.mark.parametrize("target", [None, "BF16"])
+def test_a_stored_nan_does_not_pass(made: Path, tmp_path: Path, target: str | None) -> None:
+    edit = read_edit(made / "edit")
+    line = edit.recipe.edits[0]
+    place = tmp_path / "m"
+    if target is None:
+        shutil.copytree(made / "made" / "m-SAFETENSORS", place)
+        tensors = load_file(place / "model.safetensors")
+        tensors[line.tensor][3, 5] = torch.nan
+        save_file(tensors, place / "model.safetensors", metadata={"format": "pt"})
+    else:
+        place = tmp_path / "m.gguf"
+        shutil.copy(made / "made" / file_name(target), place)
+        name = "blk.1.attn_output.weight"
+        with place.open("r+b") as file:
+            file.seek(read_gguf(place).tensors[name].offset)
+            file.write(b"\xc0\x7f")
+    with Checkpoint.open(made / "base") as base:
+        found = check_residue(base, open_artifact(place), edit)
+    assert found.verdict.state is State.FAIL
+    assert [finding.subject for finding in found.findings] == [line.tensor]
+    assert found.verdict.numbers["worst_ratio"] is None  # JSON has no NaN
+
+
+def test_an_edit_or_an_artifact_of_another_model_is_bad_input(
+    made: Path, tmp_path: Path, miniature: Path
+) -> None:
+    edits = [random_edit(tmp_path / "other", ["model.layers.40.mlp.down_proj.weight"])]
+    edits.append(random_edit(tmp_path / "wide", writers(2), hidden=512))
+    quantize(str(miniature), tmp_path, ["Q8_0"], name="m")
+    with Checkpoint.open(made / "base") as base:
+        for edit in edits:
+            with pytest.raises(TensorError, match=r"has it not|of another model"):
+                check_residue(base, open_artifact(made / "base"), read_edit(edit))
+        late = random_edit(tmp_path / "late", ["model.layers.9.mlp.down_proj.weight"])
+        with pytest.raises(CheckpointError, match=r"blk\.9\.ffn_down\.weight is missing"):
+            check_residue(base, open_artifact(tmp_path / "m-Q8_0.gguf"), read_edit(late))
+
+
+def test_an_edit_of_the_embedding_alone_is_not_called_whole(made: Path, tmp_path: Path) -> None:
+    edit = read_edit(random_edit(tmp_path / "e", ["model.embed_tokens.weight"]))
+    with Checkpoint.open(made / "base") as base:
+        found = check_residue(base, open_artifact(made / "base"), edit)
+    assert found.verdict.state is State.NOT_ENOUGH_EVIDENCE

@@ -17,6 +17,7 @@ from tests.verify.release.releases import build_in, engines, write_recipe
 from verify.check import State
 from verify.engines import Engine
 from verify.release.check import check_release
+from verify.release.placing import link
 
 
 def manifest_of(folder: Path, repository: str = "") -> Any:
@@ -290,3 +291,10 @@ def test_no_permission_is_one_line(tmp_path: Path, reference_folder: Path) -> No
     (tmp_path / "dist").mkdir(mode=0o500)
     with pytest.raises(OutputError, match="cannot be written to"):
         build_in(tmp_path, reference_folder)
+
+
+def test_a_file_where_quarantine_should_be_is_one_line(tmp_path: Path) -> None:
+    (tmp_path / "weights").write_text("w")
+    (tmp_path / "quarantine").write_text("a file")
+    with pytest.raises(OutputError, match="quarantine: cannot be made: File exists"):
+        link(tmp_path / "weights", tmp_path / "quarantine" / "weights")

@@ -160,6 +160,32 @@ def test_a_failed_artifact_cannot_be_written_into_a_manifest(dist: Path) -> None
         check_release(dist / GGUF)
 
 
+@pytest.mark.parametrize(
+    ("change", "where"),
+    [
+        ({"repositories": ["quarantine"]}, "repositories/0"),  # what the check looks past
+        ({"repositories": [".cache"]}, "repositories/0"),
+        ({"files": [{"path": "a\n/../../b", "size_bytes": 0, "sha256": "0" * 64}]}, "files/0/path"),
+        ({"files": [{"path": "../b", "size_bytes": 0, "sha256": "0" * 64}]}, "files/0/path"),
+    ],
+)
+def test_a_manifest_names_nothing_beside_or_outside_its_folder(
+    dist: Path, change: dict[str, object], where: str
+) -> None:
+    path = dist / "manifest.json"
+    path.write_text(json.dumps(json.loads(path.read_text()) | change))
+    with pytest.raises(CheckpointError, match=f": {where}: "):
+        check_release(dist)
+
+
+def test_a_listed_name_that_no_disk_can_hold_is_a_finding(dist: Path) -> None:
+    path = dist / "manifest.json"
+    manifest = json.loads(path.read_text())
+    manifest["files"].append({"path": "a" * 5000, "size_bytes": 1, "sha256": "0" * 64})
+    path.write_text(json.dumps(manifest))
+    assert "files" in failed(check_release(dist))
+
+
 def test_an_unsigned_release_says_so_and_satisfies_no_key(
     tmp_path: Path, reference_folder: Path
 ) -> None:

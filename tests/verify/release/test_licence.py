@@ -64,6 +64,31 @@ def test_the_notice_keeps_what_was_there_and_adds_the_sentence_once(tmp_path: Pa
     assert notice_text(duties_of("mit", {}, "x", "a/b")) is None
 
 
+def test_a_licence_in_capitals_asks_for_the_same(tmp_path: Path) -> None:
+    for licence in ("Apache-2.0", "MIT", "Llama3.1"):
+        duties = duties_of(licence, licence_texts(tmp_path), "Llama", HERMES)
+        assert duties.id == licence.lower()
+        with pytest.raises(InputError, match="copy of the licence: no LICENSE"):
+            duties.check()
+
+
+@pytest.mark.parametrize("name", ["config.json", "README.md", "model.safetensors"])
+def test_a_text_takes_no_place_of_a_file_that_was_verified(tmp_path: Path, name: str) -> None:
+    (tmp_path / name).write_text("x")
+    duties = duties_of("other", {}, "Mini", HERMES, [tmp_path / name])
+    assert not duties.texts
+    with pytest.raises(InputError, match=f"text {name}: would take the place of a file"):
+        duties.check()
+
+
+def test_a_notice_that_is_not_utf_8_is_named(tmp_path: Path) -> None:
+    (tmp_path / "LICENSE").write_text("text")
+    (tmp_path / "NOTICE").write_bytes("Copyright \u00a9 Acme".encode("latin-1"))
+    duties = duties_of("llama3.1", licence_texts(tmp_path), "Llama", HERMES)
+    with pytest.raises(InputError, match="NOTICE: not UTF-8"):
+        notice_text(duties)
+
+
 def test_a_llama_release_carries_the_words_and_misses_them_when_they_go(
     tmp_path: Path, reference_folder: Path
 ) -> None:

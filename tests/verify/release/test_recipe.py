@@ -43,6 +43,9 @@ def write(folder: Path, text: str) -> Path:
         ("artifacts: [Q8_0]\npublish: {repositories: two}", ":4: publish.repositories:"),
         ("artifacts: [Q8_0]\nbase_model: Mini", ":4: base_model:"),
         ("artifacts: [Q8_0]\nname: a/b", "name:"),
+        ("artifacts: [Q8_0]\nname: ..", "name:"),
+        ("artifacts: [Q8_0]\nname: .build", "name:"),
+        ("artifacts: [Q8_0]\nname: quarantine", "where a build lays aside what did not pass"),
     ],
 )
 def test_every_mistake_is_named_with_its_line(tmp_path: Path, text: str, words: str) -> None:

@@ -105,11 +105,19 @@ def test_a_broken_signature_is_one_line(tmp_path: Path, folder: Path) -> None:
         check_signature(folder, Identity(key=public))
 
 
-def test_a_key_or_an_identity_with_its_issuer() -> None:
-    key = Path("k.pub")
+def test_a_key_or_an_identity_with_its_issuer(tmp_path: Path) -> None:
+    key = make_key(tmp_path / "k.pem")
     assert identity_of(None, None, None) is None
     assert identity_of(key, None, None) == Identity(key=key)
     assert identity_of(None, "me", "them") == Identity(identity="me", issuer="them")
     for wrong in ((None, "me", None), (None, None, "them"), (key, "me", "them")):
         with pytest.raises(InputError, match="both --identity and --issuer"):
             identity_of(*wrong)
+
+
+def test_an_empty_identity_is_not_anybody_and_a_key_that_is_gone_is_said(tmp_path: Path) -> None:
+    for empty in (("", ""), ("me", ""), ("", "them")):  # a variable that a CI job did not set
+        with pytest.raises(InputError, match="nobody in particular is named"):
+            identity_of(None, *empty)
+    with pytest.raises(InputError, match="no public key to check the signature with"):
+        identity_of(tmp_path / "gone.pub", None, None)
