@@ -108,6 +108,11 @@ def duties_of(
         else:
             found.append(Duty(f"text {path.name}", False, "the file that the recipe names is gone"))
     asked = LLAMA.get(licence)
+    if licence.startswith("llama") and asked is None:
+        raise InputError(
+            f"licence.id: the duties of {licence!r} are not known here, those of"
+            f" {', '.join(LLAMA)} are"
+        )
     notice = asked.notice if asked else ""
     if licence in _NEEDS_TEXT:
         found.append(_text_duty(given))

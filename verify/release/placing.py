@@ -87,7 +87,12 @@ def put_in_place(folder: Path, out: Path, work: Work) -> None:
 
 def withdraw(out: Path, work: Work) -> None:
     """Take an earlier release out of `out`: nothing of the recipe passes any more."""
-    put_in_place(work.fresh("next"), out, work)
+    try:
+        put_in_place(work.fresh("next"), out, work)
+    except OSError as error:
+        raise OutputError(
+            f"{out}: the earlier release cannot be taken away: {error.strerror}"
+        ) from error
 
 
 def link(source: Path, place: Path) -> None:

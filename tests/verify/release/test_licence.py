@@ -39,6 +39,11 @@ def test_the_name_begins_as_the_version_of_the_licence_asks(
             duties.check()
 
 
+def test_a_licence_of_meta_s_whose_duties_are_not_known_is_refused() -> None:
+    with pytest.raises(InputError, match=r"the duties of 'llama4' are not known here"):
+        duties_of("llama4", {}, "Llama-4-Wolf", "acme/Other")
+
+
 def test_a_missing_text_is_named_and_other_files_are_no_licence(tmp_path: Path) -> None:
     for name in ("LICENSE.py", "README.md", "model.safetensors"):
         (tmp_path / name).write_text("x")
