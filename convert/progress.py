@@ -6,10 +6,10 @@ Each is a context that yields the callback a verb takes as `on_progress`, or Non
 from __future__ import annotations
 
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
 
-from convert.workers import Progress
+from convert.workers import Progress, Steps
 
 
 @contextmanager
@@ -52,9 +52,7 @@ def bytes_bar(*, quiet: bool) -> Iterator[Progress | None]:
 
 
 @contextmanager
-def steps_bar(
-    *, quiet: bool, unit: str = "prompts"
-) -> Iterator[Callable[[str, int, int], None] | None]:
+def steps_bar(*, quiet: bool, unit: str = "prompts") -> Iterator[Steps | None]:
     """A progress bar on stderr for one named thing after another, if that is a terminal."""
     if quiet or not sys.stderr.isatty():
         yield None

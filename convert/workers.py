@@ -13,6 +13,8 @@ from concurrent.futures import FIRST_EXCEPTION, ThreadPoolExecutor, wait
 
 Progress = Callable[[int, int, str], None]
 """Called with bytes done so far, bytes in all, and what was just done; each phase counts anew."""
+Steps = Callable[[str, int, int], None]
+"""Called with the name of what is worked on, its steps done so far, and its steps in all."""
 
 
 def run_all(threads: int, jobs: Iterable[Callable[[], None]]) -> None:

@@ -12,7 +12,7 @@ import hashlib
 import json
 import os
 import shutil
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict
 from importlib.metadata import version
 from pathlib import Path
@@ -26,6 +26,7 @@ from convert.families.rules import FUSED, LINEAR_ROLES, Tensor
 from convert.job import tool_version
 from convert.model import Model, open_model
 from convert.staging import flush, hash_file, staging_folder
+from convert.workers import Steps
 from quantize.calibration import (
     ACTIVATIONS,
     IMATRIX,
@@ -44,8 +45,6 @@ if TYPE_CHECKING:
 CHUNKS_AT_ONCE = 4
 _PROGRESS = "progress.npz"
 
-OnProgress = Callable[[str, int, int], None]
-
 
 def calibrate(
     model: str,
@@ -56,7 +55,7 @@ def calibrate(
     device: str = "cpu",
     dtype: str = "float32",
     force: bool = False,
-    on_progress: OnProgress | None = None,
+    on_progress: Steps | None = None,
 ) -> Calibration:
     """Run `model` (folder or hub id) over the conversations in `data`; write the folder `out`.
 
@@ -126,7 +125,7 @@ def _run(
     key: str,
     device: str,
     dtype: str,
-    on_progress: OnProgress | None,
+    on_progress: Steps | None,
 ) -> Statistics:
     from quantize.activations import padded_batches, run_layers
     from quantize.activations.saved import save_progress, take_up

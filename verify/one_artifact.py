@@ -14,6 +14,7 @@ from collections.abc import Callable
 from dataclasses import dataclass, replace
 
 from convert.errors import InputError, ServerError, UnsupportedError
+from convert.workers import Steps
 from quantize.importance import ImportanceFile
 from verify.agreement import check_agreement
 from verify.artifact import Artifact, Kind
@@ -40,7 +41,6 @@ CHECKS_OF_FILES = ("structure", "tokens", "templates")
 """The names of CHECKS_BEFORE, none of which can be made of a served model."""
 CHECKS_AFTER: tuple[Check[Evidence], ...] = (check_agreement,)
 OpenEngine = Callable[[Artifact], Engine]
-OnNamedProgress = Callable[[str, int, int], None]
 Served = tuple[ServedReply | None, ...]
 
 
@@ -49,7 +49,7 @@ def verify_one(
     importance: ImportanceFile | None,
     open_engine: OpenEngine,
     max_new_tokens: int,
-    on_progress: OnNamedProgress | None,
+    on_progress: Steps | None,
 ) -> ArtifactReport:
     """All checks on one artifact, and its scores if it could be run."""
     begin = time.monotonic()
@@ -157,7 +157,7 @@ class _Found:
     forced: TeacherForced | str | None
 
 
-def named(on_progress: OnNamedProgress | None, artifact: Artifact) -> OnProgress | None:
+def named(on_progress: Steps | None, artifact: Artifact) -> OnProgress | None:
     """Progress with the name of the model that makes it."""
     if on_progress is None:
         return None
@@ -168,7 +168,7 @@ def _run(
     open_engine: OpenEngine,
     evidence: Evidence,
     max_new_tokens: int,
-    on_progress: OnNamedProgress | None,
+    on_progress: Steps | None,
 ) -> _Found:
     """Load, ask everything, put away."""
     report = named(on_progress, evidence.artifact)

@@ -28,12 +28,13 @@ from convert.errors import InputError, UnsupportedError
 from convert.hub import locate
 from convert.job import tool_version
 from convert.rendering import Tokenizer
+from convert.workers import Steps
 from quantize.importance import read_importance
 from verify.artifact import Kind, open_artifact
 from verify.engines.opening import open_engine
 from verify.evidence import Evidence, Reference, make_prompts
 from verify.gate import read_gate
-from verify.one_artifact import OnNamedProgress, OpenEngine, named, verify_one
+from verify.one_artifact import OpenEngine, named, verify_one
 from verify.prompt_tokens import write_fixture
 from verify.reference_cache import ReferenceCache
 from verify.reference_run import run_reference
@@ -56,7 +57,7 @@ def verify(
     max_new_tokens: int = DEFAULT_MAX_NEW_TOKENS,
     cache: Path | None = None,
     fixture: Path | None = None,
-    on_progress: OnNamedProgress | None = None,
+    on_progress: Steps | None = None,
     open_engine: OpenEngine = open_engine,
 ) -> Report:
     """Compare every artifact with the reference (a folder or hub id) on a suite of conversations.

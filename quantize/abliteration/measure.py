@@ -13,7 +13,7 @@ from being about something harmful. A run that is stopped after the baseline goe
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -22,6 +22,7 @@ import numpy as np
 from convert.errors import InputError
 from convert.model import Model, open_model
 from convert.rendering import Tokenizer, stop_ids
+from convert.workers import Steps
 from quantize.abliteration.edit_folder import refuse_experts, writing
 from quantize.abliteration.measurement import (
     COMPLIED,
@@ -46,7 +47,6 @@ LEAST_RATE = 0.5
 REPLY_TOKENS = 12
 LEAST_PROMPTS = 8
 """Prompts of each class without which a mean says nothing."""
-OnProgress = Callable[[str, int, int], None]
 
 
 @dataclass(frozen=True, slots=True)
@@ -78,7 +78,7 @@ def measure(
     contrast: str = HARMLESS,
     least_rate: float = LEAST_RATE,
     machine: Machine = ON_CPU,
-    on_progress: OnProgress | None = None,
+    on_progress: Steps | None = None,
 ) -> Measured:
     """Measure `model` (folder or hub id) into the folder `out`; what is there already is kept."""
     if contrast not in CONTRASTS:
@@ -131,7 +131,7 @@ def _ask(
     tokenizer: Tokenizer,
     prompts: PromptSet,
     machine: Machine,
-    on_progress: OnProgress | None,
+    on_progress: Steps | None,
 ) -> tuple[PromptSet, Baseline]:
     """The first words the model replies to every prompt, and how often they refuse."""
     from quantize.activations.residuals import NOTHING, greedy_replies, steered_logits
@@ -203,7 +203,7 @@ def _members(found: Measurement, variant: str, kind: str, *, validation: bool) -
 
 
 def _with_means(
-    found: Measurement, folder: Path, machine: Machine, on_progress: OnProgress | None
+    found: Measurement, folder: Path, machine: Machine, on_progress: Steps | None
 ) -> Measurement:
     """Means of every class of every variant that has enough prompts, from one pass."""
     from quantize.activations.residuals import residual_sums

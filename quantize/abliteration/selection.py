@@ -22,7 +22,7 @@ from __future__ import annotations
 
 import json
 import math
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -32,6 +32,7 @@ from numpy.typing import NDArray
 
 from convert.errors import InputError
 from convert.model import open_model
+from convert.workers import Steps
 from quantize.abliteration.candidates import LAST_SHARE, RANDOM, SINGLE, Candidate, make_candidates
 from quantize.abliteration.edit_folder import writing
 from quantize.abliteration.measure import ON_CPU, Machine, validation_prompts
@@ -45,7 +46,6 @@ KL_LIMIT = 0.1
 STRENGTHS = (1.0, 1.5)
 STATES_BYTES = 2 << 30
 Float64 = NDArray[np.float64]
-OnProgress = Callable[[str, int, int], None]
 
 
 @dataclass(frozen=True, slots=True)
@@ -100,7 +100,7 @@ def select(
     variant: str = PLAIN,
     projected: bool = False,
     machine: Machine = ON_CPU,
-    on_progress: OnProgress | None = None,
+    on_progress: Steps | None = None,
 ) -> Selection:
     """Score every candidate of the measurement in `folder` and write the ranking beside it."""
     found = read_measurement(folder)
@@ -144,7 +144,7 @@ def _score(
     found: Measurement,
     candidates: Sequence[Candidate],
     machine: Machine,
-    on_progress: OnProgress | None,
+    on_progress: Steps | None,
 ) -> Selection:
     from quantize.activations.residuals import NOTHING, Steering, steered_logits
 

@@ -11,7 +11,7 @@ Shapes: N prompts, C classes, P positions counted from a prompt's end, H hidden,
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -20,6 +20,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from convert.workers import Steps
 from quantize.activations.batch import Batch, padded_batches
 from quantize.activations.observer import Observer
 from quantize.activations.run import run_layers
@@ -29,7 +30,6 @@ ROWS = 16
 ATTENTION, MLP = "self_attn", "mlp"
 Prompts = Sequence[Sequence[int]]
 Float64 = NDArray[np.float64]
-OnProgress = Callable[[str, int, int], None]
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -66,7 +66,7 @@ def residual_sums(
     *,
     device: str = "cpu",
     dtype: str = "float32",
-    on_progress: OnProgress | None = None,
+    on_progress: Steps | None = None,
 ) -> Sums:
     """Float64 sums at the last `positions` tokens of every prompt, at every place, by class."""
     batches = padded_batches(prompts, ROWS)
@@ -123,7 +123,7 @@ def steered_logits(
     *,
     device: str = "cpu",
     dtype: str = "float32",
-    on_progress: OnProgress | None = None,
+    on_progress: Steps | None = None,
 ) -> Iterator[Float64]:
     """Log-probabilities (N, V) after each job's prompts; all jobs share one pass over layers."""
     batches: list[Batch] = []
@@ -174,7 +174,7 @@ def greedy_replies(
     *,
     device: str = "cpu",
     dtype: str = "float32",
-    on_progress: OnProgress | None = None,
+    on_progress: Steps | None = None,
 ) -> list[list[int]]:
     """Greedy continuations of at most `tokens` ids; every token is a pass over all layers.
 

@@ -21,11 +21,11 @@ from torch import Tensor
 
 from convert.checkpoint import Checkpoint
 from convert.errors import TensorError
+from convert.workers import Steps
 from quantize.activations.batch import Batch
 from quantize.activations.layers import Layers
 from quantize.activations.observer import Observer, Watch
 
-OnProgress = Callable[[str, int, int], None]
 """Called with what is at work, the batches it has done, and all batches."""
 
 
@@ -63,7 +63,7 @@ def run_layers(
     dtype: str = "float32",
     start: Start | None = None,
     after_layer: Callable[[Start], None] | None = None,
-    on_progress: OnProgress | None = None,
+    on_progress: Steps | None = None,
 ) -> FinalStates:
     """Run every layer of the checkpoint over every batch, and show it to the observers.
 

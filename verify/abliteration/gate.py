@@ -22,6 +22,7 @@ from convert.errors import InputError, UnsupportedError
 from convert.hub import locate
 from convert.job import tool_version
 from convert.rendering import Tokenizer
+from convert.workers import Steps
 from quantize.abliteration.edit_folder import EditFolder, read_edit
 from quantize.abliteration.refusals import looks_like_refusal
 from verify.abliteration.replies import (
@@ -42,7 +43,6 @@ from verify.engines.log_probabilities import Passage, Scored
 from verify.engines.opening import open_engine
 from verify.evidence import Answer, Evidence, Reference, ask, make_prompts
 from verify.gate import Gate, read_gate
-from verify.one_artifact import OnNamedProgress
 from verify.suite import read_suite
 
 SCHEMA_VERSION = 1
@@ -110,7 +110,7 @@ def verify_abliteration(
     limit: int | None = None,
     controls: Sequence[Path] = (),
     limits: Limits | None = None,
-    on_progress: OnNamedProgress | None = None,
+    on_progress: Steps | None = None,
     open_engine: Open = open_engine,
 ) -> GateReport:
     """Compare every pair; raises InputError for what cannot be begun with."""
@@ -179,7 +179,7 @@ class _Run:
     asked: _Asked
     gate: Gate
     limits: Limits
-    on_progress: OnNamedProgress | None
+    on_progress: Steps | None
     open_engine: Open
 
     def pair(self, unedited: Artifact, edited: Artifact) -> PairReport:

@@ -23,7 +23,7 @@ from typing import Any
 from convert.errors import InputError
 from convert.memory import DEFAULT_MEMORY_BYTES
 from convert.model import Model, open_model
-from convert.workers import Progress
+from convert.workers import Progress, Steps
 from quantize.importance import read_importance
 from verify.check import EXIT_CODES, total_state
 from verify.one_artifact import OpenEngine
@@ -32,7 +32,7 @@ from verify.release import signing
 from verify.release.assemble import Contents, assemble
 from verify.release.card import CardFacts, prompt_format
 from verify.release.fits import check_devices, fit_rows
-from verify.release.gating import Gated, OnNamedProgress, gate_artifact, gate_inputs, joined
+from verify.release.gating import Gated, gate_artifact, gate_inputs, joined
 from verify.release.licence import Duties, duties_of, licence_texts
 from verify.release.make import make_artifacts
 from verify.release.placing import check_out, quarantine, withdraw
@@ -65,7 +65,7 @@ class Pace:
     threads: int | None = None
     memory_bytes: int = DEFAULT_MEMORY_BYTES
     on_bytes: Progress | None = None
-    on_prompts: OnNamedProgress | None = None
+    on_prompts: Steps | None = None
 
 
 def build(

@@ -16,13 +16,14 @@ looked past.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
 from convert.errors import InputError
 from convert.staging import hash_file
+from convert.workers import Steps
 from verify.check import EXIT_CODES, Finding, Outcome, State, Verdict, total_state
 from verify.release import leaks, signing
 from verify.release.card import CARD_NAME
@@ -31,7 +32,6 @@ from verify.release.manifest import MANIFEST_NAME, NOT_LISTED, SUMS_NAME, read_m
 from verify.release.placing import SIDE_FOLDERS
 
 _OF_THE_HUB = (".gitattributes", ".cache")
-OnFile = Callable[[str, int, int], None]
 
 
 @dataclass(frozen=True, slots=True)
@@ -70,7 +70,7 @@ class Checked:
 
 
 def check_release(
-    folder: Path, by: signing.Identity | None = None, on_file: OnFile | None = None
+    folder: Path, by: signing.Identity | None = None, on_file: Steps | None = None
 ) -> Checked:
     """Check the release, or the repository, in `folder`.
 
@@ -106,7 +106,7 @@ def _check_files(
     folder: Path,
     listed: Mapping[str, Mapping[str, Any]],
     there: Sequence[str],
-    on_file: OnFile | None,
+    on_file: Steps | None,
 ) -> Outcome:
     findings = [
         Finding(name, "is there, and the manifest does not list it")

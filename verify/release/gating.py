@@ -11,13 +11,14 @@ and a release says the same whenever and wherever it is built.
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
 from typing import Any
 
 from convert.errors import InputError
+from convert.workers import Steps
 from quantize.importance import read_importance
 from verify.check import Finding, State
 from verify.engines.opening import open_engine as engine_of_artifact
@@ -34,7 +35,6 @@ from verify.verify import verify
 _CACHE_TYPES = {"f16": "float16"}
 _NO_MATTER = ("kernels", "model-signing")
 """Tools that change no answer: the bytes that kernels made are in the question themselves."""
-OnNamedProgress = Callable[[str, int, int], None]
 
 
 @dataclass(frozen=True, slots=True)
@@ -91,7 +91,7 @@ def gate_artifact(
     asked: Mapping[str, Any],
     cache: Path,
     open_engine: OpenEngine | None = None,
-    on_progress: OnNamedProgress | None = None,
+    on_progress: Steps | None = None,
 ) -> Gated:
     """Verify one artifact, unless the same question was answered before."""
     imatrix = read.imatrix(read.recipe.options_of(made.spec))

@@ -17,13 +17,14 @@ from __future__ import annotations
 import hashlib
 import os
 import re
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from convert.errors import InputError, OutputError
+from convert.workers import Steps
 from verify.release.check import check_release, require_whole
 from verify.release.manifest import MANIFEST_NAME, NOT_LISTED, read_manifest
 from verify.release.recipe import Publish, read_recipe
@@ -32,7 +33,6 @@ from verify.release.signing import Identity
 HUB = "hub"
 _URL = re.compile(r"[a-z][a-z0-9+.-]+://")
 _CHUNK_BYTES = 1 << 22
-OnSent = Callable[[str, int, int], None]
 
 
 @dataclass(frozen=True, slots=True)
@@ -63,7 +63,7 @@ def publish(
     *,
     by: Identity | None = None,
     dry_run: bool = False,
-    on_sent: OnSent | None = None,
+    on_sent: Steps | None = None,
 ) -> list[Upload]:
     """Publish every repository of the release in `folder`."""
     manifest = read_manifest(folder)
@@ -135,7 +135,7 @@ def _hub_errors(place: str) -> Iterator[None]:
         ) from error
 
 
-def _to_url(place: Path, planned: Upload, on_sent: OnSent | None) -> Upload:
+def _to_url(place: Path, planned: Upload, on_sent: Steps | None) -> Upload:
     """Copy file by file, the manifest last; what is there with the right bytes is kept."""
     system, root = _file_system(planned.place)
     papers = [name for name in NOT_LISTED if name in planned.files and name != MANIFEST_NAME]
