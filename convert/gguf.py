@@ -113,6 +113,11 @@ class GGUFTensor:
         return math.prod(self.shape) // kind.block * kind.block_bytes
 
 
+def split_name(stem: str, index: int, count: int) -> str:
+    """The name of file `index` (from 0) of a split model, as llama-gguf-split writes it."""
+    return f"{stem}-{index + 1:05d}-of-{count:05d}.gguf"
+
+
 def pad(size: int, alignment: int = ALIGNMENT) -> int:
     """`size` rounded up to the alignment."""
     return -(-size // alignment) * alignment

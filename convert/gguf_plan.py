@@ -22,7 +22,7 @@ import numpy as np
 from convert.cast import Cast
 from convert.errors import InputError, TensorError
 from convert.families.rules import Tensor
-from convert.gguf import Field, GGUFTensor, encode_header, pad
+from convert.gguf import Field, GGUFTensor, encode_header, pad, split_name
 from convert.model_spec import ModelSpec
 from convert.output_tensor import HeadInterleave, OutputTensor, Scheme, Source
 from convert.plan import PlacedTensor, PlannedArtifact, PlannedFile
@@ -178,7 +178,7 @@ def plan_gguf(
             Field("split.tensors.count", "i32", len(tensors)),
             Field("split.count", "u16", len(groups)),
         ]
-        path = f"{name}/{name}-{i + 1:05d}-of-{len(groups):05d}.gguf"
+        path = f"{name}/{split_name(name, i, len(groups))}"
         files.append(_plan_file(path, [*(fields if i == 0 else ()), *numbers], group))
     return PlannedArtifact(name, target, tuple(files), is_folder=True, warnings=warnings)
 

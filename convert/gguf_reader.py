@@ -31,6 +31,7 @@ from convert.gguf import (
     Field,
     GGUFTensor,
     pad,
+    split_name,
 )
 
 _TYPE_NAMES = {kind.number: name for name, kind in GGML_TYPES.items()}
@@ -83,9 +84,9 @@ def read_gguf(path: Path) -> GGUFFile:
         stem = match[1] if match else "NAME"
         raise CheckpointError(
             f"{path}: is one of {count} files of a split model; give the first, under its own name:"
-            f" {stem}-00001-of-{count:05d}.gguf"
+            f" {split_name(stem, 0, count)}"
         )
-    names = (f"{match[1]}-{i + 1:05d}-of-{count:05d}.gguf" for i in range(count))
+    names = (split_name(match[1], i, count) for i in range(count))
     return _join(first, [read_gguf_file(path.with_name(name)) for name in names])
 
 

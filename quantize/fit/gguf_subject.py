@@ -14,7 +14,7 @@ from typing import Any
 
 from convert.errors import CheckpointError
 from convert.families import FAMILIES
-from convert.gguf import GGUFTensor
+from convert.gguf import GGUFTensor, split_name
 from convert.gguf_reader import GGUFFile, read_gguf_file
 from convert.model_spec import ModelSpec
 from quantize.fit.candidate import Subject, from_gguf
@@ -103,8 +103,8 @@ def _parts(path: Path) -> Iterator[Path]:
     if match is None:
         yield path
         return
-    for i in range(1, int(match[3]) + 1):
-        part = path.with_name(f"{match[1]}-{i:05d}-of-{match[3]}.gguf")
+    for i in range(int(match[3])):
+        part = path.with_name(split_name(match[1], i, int(match[3])))
         if not part.is_file():
             raise CheckpointError(f"{part}: missing; {path.name} is one of {int(match[3])} parts")
         yield part
