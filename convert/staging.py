@@ -195,6 +195,13 @@ def write_sidecar(staging: Path, artifact: Artifact, *, is_folder: bool) -> Path
     return path
 
 
+def write_whole(path: Path, data: bytes) -> None:
+    """Write a small file beside its place and move it there: what has the name is whole."""
+    part = path.with_name(f"{path.name}.part")
+    part.write_bytes(data)
+    part.replace(path)
+
+
 def flush(path: Path) -> None:
     """fsync a file or a folder."""
     descriptor = os.open(path, os.O_RDONLY)

@@ -17,7 +17,6 @@ from __future__ import annotations
 
 import hashlib
 import json
-import os
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -25,6 +24,7 @@ from typing import Any
 
 from convert.conversation import Conversation
 from convert.errors import InputError
+from convert.staging import write_whole
 from verify.check import Finding, Outcome, State, Verdict
 from verify.engines import Ids
 from verify.engines.openai_client import Client, JsonObject, ServedModel, find_model
@@ -44,10 +44,8 @@ def write_fixture(reference: Reference, path: Path) -> None:
     """Write at most PROMPTS requests, evenly spread over the suite."""
     chosen = spread(len(reference.prompts), PROMPTS)
     lines = [_line(reference.conversations[i], reference.prompts[i]) for i in chosen]
-    part = path.with_name(f"{path.name}.part")
     try:
-        part.write_text("".join(lines), encoding="utf-8")
-        os.replace(part, path)
+        write_whole(path, "".join(lines).encode())
     except OSError as error:
         raise InputError(f"{path}: cannot be written: {error.strerror}") from error
 

@@ -26,6 +26,7 @@ from convert.errors import CheckpointError, InputError, OutputError, TensorError
 from convert.families.rules import Tensor
 from convert.model import Model
 from convert.safetensors import StoredTensor, layout, read_header
+from convert.staging import write_whole
 from convert.tensor import Float32
 from quantize.abliteration.rank_one import EmbeddingEdit, RankOneEdit, direction_sha256
 
@@ -179,9 +180,7 @@ def write_vectors(path: Path, arrays: Mapping[str, Any]) -> None:
     for name, array in arrays.items():
         raw = np.ascontiguousarray(array, dtype="<f8" if kinds[name] == "F64" else "<f4").tobytes()
         data[placed.offsets[name] : placed.offsets[name] + len(raw)] = raw
-    fresh = path.with_name(path.name + ".new")
-    fresh.write_bytes(data)
-    fresh.replace(path)
+    write_whole(path, bytes(data))
 
 
 def read_vectors(path: Path) -> dict[str, Any]:

@@ -23,6 +23,7 @@ from numpy.typing import NDArray
 
 from convert.errors import InputError
 from convert.model import Model
+from convert.staging import write_whole
 from quantize.abliteration.edit_folder import read_vectors, write_vectors, writing
 from quantize.abliteration.prompts import HARMLESS, REFUSED, PromptSet
 
@@ -109,12 +110,10 @@ def write_measurement(folder: Path, found: Measurement) -> None:
         "baseline": {**asdict(found.baseline), "rate": found.baseline.rate},
         "prompts": found.prompts.to_dict(),
     }
-    fresh = folder / (JSON_NAME + ".new")
     with writing(folder):
         if found.arrays:
             write_vectors(folder / ARRAYS_NAME, found.arrays)
-        fresh.write_text(json.dumps(content, indent=1) + "\n")
-        fresh.replace(folder / JSON_NAME)
+        write_whole(folder / JSON_NAME, f"{json.dumps(content, indent=1)}\n".encode())
 
 
 def read_measurement(folder: Path) -> Measurement:

@@ -32,6 +32,7 @@ from numpy.typing import NDArray
 
 from convert.errors import InputError
 from convert.model import open_model
+from convert.staging import write_whole
 from convert.workers import Steps
 from quantize.abliteration.candidates import LAST_SHARE, RANDOM, SINGLE, Candidate, make_candidates
 from quantize.abliteration.edit_folder import writing
@@ -116,10 +117,8 @@ def select(
         found.check_model(opened, folder)
         place = opened.checkpoint.path
     selection = _score(place, found, candidates, machine, on_progress)
-    fresh = folder / (NAME + ".new")
     with writing(folder):
-        fresh.write_text(json.dumps(selection.to_dict(), indent=1) + "\n")
-        fresh.replace(folder / NAME)
+        write_whole(folder / NAME, f"{json.dumps(selection.to_dict(), indent=1)}\n".encode())
     return selection
 
 

@@ -14,7 +14,6 @@ from __future__ import annotations
 
 import hashlib
 import json
-import os
 import shutil
 from dataclasses import dataclass
 from pathlib import Path
@@ -23,6 +22,7 @@ from typing import Any
 from pydantic import TypeAdapter, ValidationError
 
 from convert.errors import OutputError
+from convert.staging import write_whole
 from verify.report.contents import Report
 
 WORK_NAME, QUARANTINE = ".build", "quarantine"
@@ -76,11 +76,9 @@ class Work:
     def write_check(self, artifact: str, fingerprint: str, report: Report) -> None:
         """Keep a report."""
         path = self._check(artifact)
-        part = path.with_suffix(".part")
         try:
             kept = {"fingerprint": fingerprint, "report": report.to_dict()}
-            part.write_text(json.dumps(kept, allow_nan=False), encoding="utf-8")
-            os.replace(part, path)
+            write_whole(path, json.dumps(kept, allow_nan=False).encode())
         except OSError as error:
             raise OutputError(f"{path}: cannot be written: {error.strerror}") from error
 

@@ -7,10 +7,10 @@ files of an earlier report are replaced, anything else in the folder is left alo
 from __future__ import annotations
 
 import json
-import os
 from pathlib import Path
 
 from convert.errors import InputError
+from convert.staging import write_whole
 from verify.report.contents import Report
 from verify.report.html import render_html
 from verify.report.junit import render_junit
@@ -34,9 +34,7 @@ def write_report(report: Report, folder: Path) -> tuple[Path, ...]:
     prepare_folder(folder)
     try:
         for name, text in forms.items():
-            part = folder / f"{name}.part"
-            part.write_text(text, encoding="utf-8")
-            os.replace(part, folder / name)
+            write_whole(folder / name, text.encode())
     except OSError as error:
         raise InputError(f"{folder}: the report cannot be written: {error.strerror}") from error
     return tuple(folder / name for name in forms)
