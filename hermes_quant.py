@@ -77,6 +77,8 @@ MemoryOption = Annotated[
 ThreadsOption = Annotated[
     int | None, typer.Option(min=1, help="Threads that work on weights; default: every core.")
 ]
+DeviceOption = Annotated[str, typer.Option(help="Where the model is computed: cpu, cuda, cuda:1.")]
+DtypeOption = Annotated[str, typer.Option(help="In what: float32, bfloat16 or float16.")]
 JsonOption = Annotated[bool, typer.Option("--json", help="Print JSON on stdout.")]
 PublicKeyOption = Annotated[
     Path | None, typer.Option(help="Public key that must have signed it (PEM).")
@@ -216,10 +218,8 @@ def calibrate(
     chunk_tokens: Annotated[
         int, typer.Option(min=2, metavar="N", help="Tokens of a chunk, as in llama-imatrix.")
     ] = 512,
-    device: Annotated[str, typer.Option(help="Where layers are computed: cpu, cuda:0.")] = "cpu",
-    dtype: Annotated[
-        str, typer.Option(help="What layers are computed in: float32, bfloat16 or float16.")
-    ] = "float32",
+    device: DeviceOption = "cpu",
+    dtype: DtypeOption = "float32",
     force: ForceOption = False,
     as_json: JsonOption = False,
 ) -> None:
@@ -702,8 +702,6 @@ app.add_typer(abliterate, name="abliterate")
 MeasuredArgument = Annotated[
     Path, typer.Argument(metavar="MEASURED", help="Folder that abliterate measure wrote.")
 ]
-DeviceOption = Annotated[str, typer.Option(help="Where the model is computed: cpu, cuda, cuda:1.")]
-DtypeOption = Annotated[str, typer.Option(help="In what: float32, bfloat16 or float16.")]
 
 
 @abliterate.command("measure")
@@ -728,7 +726,7 @@ def _measure(
     """Measure how often the model refuses, and where in its layers that shows."""
     with _errors():
         from convert.progress import steps_bar
-        from convert.terminal import print_json, warn
+        from convert.terminal import print_json
         from quantize.abliteration.measure import Machine
         from quantize.abliteration.measure import measure as verb
         from quantize.abliteration.plots import can_plot, plot_separation
@@ -748,8 +746,6 @@ def _measure(
             )
         if found.nothing is None and can_plot():
             plot_separation(found.measurement, out / "separation.png")
-        elif found.nothing is None:
-            warn("no plot: matplotlib is missing (pip install 'hermes-quant[plot]')")
         if as_json:
             baseline = asdict(found.measurement.baseline)
             print_json({"schema_version": 1, "baseline": baseline, "nothing": found.nothing})
@@ -778,7 +774,7 @@ def _select(
     """Rank directions by what the model does without them; random ones are in the table too."""
     with _errors():
         from convert.progress import steps_bar
-        from convert.terminal import print_json, warn
+        from convert.terminal import print_json
         from quantize.abliteration.measure import Machine
         from quantize.abliteration.plots import can_plot, plot_ranking
         from quantize.abliteration.print_abliteration import print_selection
@@ -797,8 +793,6 @@ def _select(
             )
         if can_plot():
             plot_ranking(found, measured / "ranking.png")
-        else:
-            warn("no plot: matplotlib is missing (pip install 'hermes-quant[plot]')")
         if as_json:
             print_json(found.to_dict())
         else:

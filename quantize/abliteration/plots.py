@@ -4,7 +4,7 @@
     ranking.png      every candidate: refusal score without it against KL on harmless prompts
 
 matplotlib is loaded here (`pip install 'hermes-quant[plot]'`); where it is missing, nothing is
-drawn and `write_plots` says so.
+drawn and `can_plot` says so.
 """
 
 from __future__ import annotations
@@ -12,6 +12,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
+from convert.terminal import warn
 from quantize.abliteration.candidates import BY_LAYER, RANDOM, SINGLE
 from quantize.abliteration.measurement import Measurement
 from quantize.abliteration.selection import KL_LIMIT, Selection
@@ -22,10 +23,11 @@ _LEAST_KL = 1e-6
 
 
 def can_plot() -> bool:
-    """Whether matplotlib is there."""
+    """Whether matplotlib is there; where it is not, a line on stderr says so."""
     try:
         import matplotlib  # noqa: F401
     except ImportError:
+        warn("no plot: matplotlib is missing (pip install 'hermes-quant[plot]')")
         return False
     return True
 

@@ -88,11 +88,9 @@ class RankOneEdit:
         """Strength, share of W's energy along r, and what is left of r^T W, as a share of it."""
         along = float(np.linalg.norm(before.along))
         return _record(
-            self.strength,
-            self.direction,
+            self,
             along / math.sqrt(before.squares.sum() or 1.0),
             float(np.linalg.norm(after.along)) / (along or 1.0),
-            {"keep_norms": self.keep_norms},
         )
 
 
@@ -131,11 +129,9 @@ class EmbeddingEdit:
     def describe(self, before: tuple[float, float], after: tuple[float, float]) -> dict[str, Any]:
         """As for a projection."""
         return _record(
-            self.strength,
-            self.direction,
+            self,
             math.sqrt(before[0] / (before[1] or 1.0)),
             math.sqrt(after[0] / (before[0] or 1.0)),
-            {"keep_norms": self.keep_norms},
         )
 
 
@@ -149,13 +145,11 @@ def _digest(kind: str, direction: Float32, strength: float, keep_norms: bool) ->
     return hashlib.sha256(repr(parts).encode()).hexdigest()
 
 
-def _record(
-    strength: float, direction: Float32, removed: float, left: float, more: dict[str, Any]
-) -> dict[str, Any]:
+def _record(edit: RankOneEdit | EmbeddingEdit, removed: float, left: float) -> dict[str, Any]:
     return {
-        "strength": strength,
-        **more,
-        "direction_sha256": direction_sha256(direction),
+        "strength": edit.strength,
+        "keep_norms": edit.keep_norms,
+        "direction_sha256": direction_sha256(edit.direction),
         "share_along_direction": removed,
         "left_along_direction": left,
     }

@@ -6,8 +6,9 @@ import json
 from pathlib import Path
 
 from convert.errors import OutputError
-from convert.terminal import warn
+from quantize.abliteration.plots import can_plot
 from verify.abliteration.gate import GateReport
+from verify.abliteration.plot import plot_scores
 from verify.abliteration.print_gate import card_text
 
 
@@ -19,9 +20,5 @@ def write_gate(report: GateReport, out: Path) -> None:
         (out / "card.md").write_text(card_text(report))
     except OSError as error:
         raise OutputError(f"{out}: cannot be written to: {error.strerror}") from error
-    try:
-        from verify.abliteration.plot import plot_scores
-
+    if can_plot():
         plot_scores(report, out / "scores.png")
-    except ImportError:
-        warn("no plot: matplotlib is missing (pip install 'hermes-quant[plot]')")
