@@ -7,7 +7,9 @@ threads once for each type; llm-compressor's `model_free_ptq`; and ours, which m
 alone and all five in one run. Rounds alternate between the tools; the table has medians and ratios,
 peak memory and bytes moved, both sides measured the same way (`measure.py`). `--llama-quantize`
 adds builds of the peer's own command, for example one with `-march=native`. Before each command,
-outside the clock, what was written before is flushed and its input is read once: caches are warm.
+outside the clock, what was written before is flushed and its input is read once: caches are warm. A
+command has ended when its output is on the disk; what the peers leave to the kernel is flushed on
+the clock and told apart.
 What the run must move at the least is measured too: reading the source and writing as many bytes
 as the outputs have. Results are written to RESULTS.md, which is not edited by hand.
 """
@@ -60,7 +62,7 @@ def ours(model: Path, work: Path, targets: tuple[str, ...], threads: int = THREA
     settle(model.glob("*.safetensors"))
     words = [word for target in targets for word in ("--to", target)]
     command = [sys.executable, "-m", "hermes_quant", "quantize", str(model), "--out", str(out)]
-    return measure([*command, *words, "--name", "m", "--threads", str(threads)])
+    return measure([*command, *words, "--name", "m", "--threads", str(threads)], out=out)
 
 
 def run_round(model: Path, work: Path, source: Path, binaries: list[Path], runs: Runs) -> None:
@@ -68,19 +70,21 @@ def run_round(model: Path, work: Path, source: Path, binaries: list[Path], runs:
     peer16 = work / "peer-BF16.gguf"
     converter = [sys.executable, str(source / "convert_hf_to_gguf.py"), str(model)]
     settle(model.glob("*.safetensors"))
-    runs["converter"].append(measure([*converter, "--outtype", "bf16", "--outfile", str(peer16)]))
+    runs["converter"].append(
+        measure([*converter, "--outtype", "bf16", "--outfile", str(peer16)], out=peer16)
+    )
     for target in TYPES:
-        made = str(work / "peer.gguf")
+        made = work / "peer.gguf"
         number, threads = str(_FILE_TYPES[target]), str(THREADS)
         settle([peer16])
-        script = [sys.executable, "-c", _PEER_QUANTIZE, str(peer16), made, number, threads]
-        runs[f"llama {target}"].append(measure(script))
+        script = [sys.executable, "-c", _PEER_QUANTIZE, str(peer16), str(made), number, threads]
+        runs[f"llama {target}"].append(measure(script, out=made))
         for binary in binaries:
-            command = [str(binary), str(peer16), made, target, threads]
+            command = [str(binary), str(peer16), str(made), target, threads]
             settle([peer16])
             libraries = {"LD_LIBRARY_PATH": str(binary.parent)}
-            runs[f"{binary} {target}"].append(measure(command, libraries))
-        Path(made).unlink()
+            runs[f"{binary} {target}"].append(measure(command, libraries, made))
+        made.unlink()
         runs[f"ours {target}"].append(ours(model, work, (target,)))
     peer16.unlink()
     runs["ours set"].append(ours(model, work, SET))
@@ -89,10 +93,11 @@ def run_round(model: Path, work: Path, source: Path, binaries: list[Path], runs:
     runs["ours FP8_DYNAMIC"].append(ours(model, work, ("FP8_DYNAMIC",)))
     shutil.rmtree(work / "ours")
     settle(model.glob("*.safetensors"))
+    fp8 = work / "peer-fp8"
     runs["model_free_ptq"].append(
-        measure([sys.executable, "-c", _PEER_FP8, str(model), str(work / "peer-fp8")])
+        measure([sys.executable, "-c", _PEER_FP8, str(model), str(fp8)], out=fp8)
     )
-    shutil.rmtree(work / "peer-fp8")
+    shutil.rmtree(fp8)
 
 
 def floor(model: Path, work: Path) -> Measured:
@@ -140,6 +145,7 @@ def median(runs: list[Measured]) -> Measured:
         int(statistics.median(run.peak_bytes for run in runs)),
         int(statistics.median(run.read_bytes for run in runs)),
         int(statistics.median(run.written_bytes for run in runs)),
+        statistics.median(run.flush_seconds for run in runs),
     )
 
 
@@ -169,9 +175,27 @@ def report(name: str, found: dict[str, Measured], binaries: list[Path], rounds: 
         memory = [f"{m.peak_bytes / 1e9:.2f} GB" for m in (peer, mine)]
         ratio = f"**{peer.seconds / mine.seconds:.1f}**"
         table.append(
-            [work, f"{peer.seconds:.1f} s", f"{mine.seconds:.1f} s", ratio, *memory, *moved]
+            [
+                work,
+                f"{peer.seconds:.1f} s",
+                f"{peer.flush_seconds:.1f} s",
+                f"{mine.seconds:.1f} s",
+                ratio,
+                *memory,
+                *moved,
+            ]
         )
-    head = ["work", "peers", "ours", "ratio", "peers' memory", "ours", "peers moved", "ours"]
+    head = [
+        "work",
+        "peers",
+        "of it flushing",
+        "ours",
+        "ratio",
+        "peers' memory",
+        "ours",
+        "peers moved",
+        "ours",
+    ]
     whole, single = found["ours set"].seconds, found["ours set, 1 thread"].seconds
     least = found["floor"].seconds
     shape = SHAPES[name].shape

@@ -1,5 +1,8 @@
 """A command as a whole process tree: seconds, peak anonymous memory, bytes read and written.
 
+A tool is done when its output is on the disk, whether it flushed it by itself or not: where the
+output is named, flushing what is left of it counts, and is told apart.
+
 Memory is the largest sum of RssAnon over the tree, looked at every 20 ms: pages of files, which the
 kernel takes back when it likes, do not count, for anybody. Bytes are those of read and write calls
 (`/proc/PID/io`), cached or not. Linux only.
@@ -26,6 +29,8 @@ class Measured:
     peak_bytes: int
     read_bytes: int
     written_bytes: int
+    flush_seconds: float = 0.0
+    """The part of `seconds` spent on flushing the output after the command had ended."""
 
     def __add__(self, other: Measured) -> Measured:
         return Measured(
@@ -33,11 +38,14 @@ class Measured:
             max(self.peak_bytes, other.peak_bytes),
             self.read_bytes + other.read_bytes,
             self.written_bytes + other.written_bytes,
+            self.flush_seconds + other.flush_seconds,
         )
 
 
-def measure(command: Sequence[str], environment: Mapping[str, str] | None = None) -> Measured:
-    """Run the command to its end; RuntimeError with its last words if it fails."""
+def measure(
+    command: Sequence[str], environment: Mapping[str, str] | None = None, out: Path | None = None
+) -> Measured:
+    """Run the command until `out`, a file or folder, is on the disk; RuntimeError if it fails."""
     with tempfile.TemporaryFile() as said:
         begin = time.monotonic()
         process = subprocess.Popen(
@@ -47,12 +55,24 @@ def measure(command: Sequence[str], environment: Mapping[str, str] | None = None
             env={**os.environ, **(environment or {})},
         )
         peak, moved = _watch(process)
-        seconds = time.monotonic() - begin
+        ended = time.monotonic()
+        flush([out] if out else [])
+        seconds, flushing = time.monotonic() - begin, time.monotonic() - ended
         if process.returncode:
             said.seek(0)
             words = said.read()[-2000:].decode(errors="replace")
             raise RuntimeError(f"{' '.join(command)}\nexit {process.returncode}: {words}")
-    return Measured(seconds, peak, *moved)
+    return Measured(seconds, peak, *moved, flushing)
+
+
+def flush(paths: Sequence[Path]) -> None:
+    """Wait until the files, and those in the folders, are on the disk."""
+    for path in paths:
+        for each in path.rglob("*") if path.is_dir() else [path]:
+            if each.is_file():
+                descriptor = os.open(each, os.O_RDONLY)
+                os.fsync(descriptor)
+                os.close(descriptor)
 
 
 def _watch(process: subprocess.Popen[bytes]) -> tuple[int, tuple[int, int]]:
