@@ -24,6 +24,7 @@ from convert.errors import InputError
 from convert.memory import DEFAULT_MEMORY_BYTES
 from convert.model import Model, open_model
 from convert.workers import Progress, Steps
+from quantize.calibration import read_calibration
 from quantize.importance import read_importance
 from verify.check import EXIT_CODES, total_state
 from verify.one_artifact import OpenEngine
@@ -220,7 +221,16 @@ def _facts(read: ReadRecipe, gated: Sequence[Gated], duties: Duties, model: Mode
 
 
 def _calibration(read: ReadRecipe) -> dict[str, Any]:
-    """The importance matrices that were used, by hash and by the data they name."""
-    paths = {read.imatrix(read.recipe.options_of(a)) for a in read.recipe.artifacts}
-    found = [read_importance(path) for path in sorted(p for p in paths if p is not None)]
-    return {"imatrix": [{"name": f.name, "sha256": f.sha256} for f in found]} if found else {}
+    """Importance matrices and calibrations that were used, by hash."""
+    options = [read.recipe.options_of(artifact) for artifact in read.recipe.artifacts]
+    matrices = {path for one in options if (path := read.imatrix(one)) is not None}
+    folders = {path for one in options if (path := read.path(one.calibration)) is not None}
+    found = [read_importance(path) for path in sorted(matrices)]
+    entries = {
+        "imatrix": [{"name": one.name, "sha256": one.sha256} for one in found],
+        "calibration": [
+            {"name": folder.name, "files": dict(read_calibration(folder).record["files"])}
+            for folder in sorted(folders)
+        ],
+    }
+    return {kind: listed for kind, listed in entries.items() if listed}

@@ -9,11 +9,13 @@ What breaks off in the middle (the hub is down, a disk is full) is one line, and
 again goes on: the hub keeps the files that it has (they are known by their sha256), and in a folder
 or bucket those are kept that are there with the right bytes. There the manifest goes last, so a
 reader who waits for it never sees half a release; on the hub one commit, or one pull request, holds
-all of a repository.
+all of a repository. Files that only an earlier release at the same place had are deleted, so that
+what somebody downloads passes `release check` (`earlier.py`).
 """
 
 from __future__ import annotations
 
+import glob
 import hashlib
 import os
 import re
@@ -26,6 +28,7 @@ from typing import Any
 from convert.errors import InputError, OutputError
 from convert.workers import Steps
 from verify.release.check import check_release, require_whole
+from verify.release.earlier import delete_stale, set_aside, stale_on_hub
 from verify.release.manifest import MANIFEST_NAME, NOT_LISTED, read_manifest
 from verify.release.recipe import Publish, read_recipe
 from verify.release.signing import Identity
@@ -102,10 +105,12 @@ def _to_hub(place: Path, planned: Upload, target: Target) -> Upload:
     with _hub_errors(planned.place):
         api = HfApi()
         api.create_repo(planned.place, private=target.private, exist_ok=True)
+        stale = stale_on_hub(api, planned.place, planned.files)
         commit = api.upload_folder(
             repo_id=planned.place,
             folder_path=place,
             create_pr=target.create_pr,
+            delete_patterns=[glob.escape(name) for name in stale] or None,
             commit_message=f"Release {planned.repository}",
         )
     where = commit.pr_url if target.create_pr and commit.pr_url else commit.commit_url
@@ -142,7 +147,9 @@ def _to_url(place: Path, planned: Upload, on_sent: Steps | None) -> Upload:
     order = [n for n in planned.files if n not in NOT_LISTED] + papers + [MANIFEST_NAME]
     sent = 0
     with _url_errors(planned.place):
-        _forget_manifest(system, f"{root}/{MANIFEST_NAME}", place / MANIFEST_NAME)
+        there = system.exists(f"{root}/{MANIFEST_NAME}")
+        if there and not _is_there(system, f"{root}/{MANIFEST_NAME}", place / MANIFEST_NAME):
+            set_aside(system, root)
         for number, name in enumerate(order):
             remote = f"{root}/{name}"
             if not _is_there(system, remote, place / name):
@@ -152,15 +159,10 @@ def _to_url(place: Path, planned: Upload, on_sent: Steps | None) -> Upload:
                 sent += 1
             if on_sent:
                 on_sent(name, number + 1, len(order))
+        delete_stale(system, root, planned.files)
     return Upload(
         planned.repository, planned.place, planned.files, planned.size_bytes, sent, planned.place
     )
-
-
-def _forget_manifest(system: Any, remote: str, local: Path) -> None:
-    """Another release's manifest goes first: until the new one is there, nothing is complete."""
-    if system.exists(remote) and not _is_there(system, remote, local):
-        system.rm_file(remote)
 
 
 def _file_system(url: str) -> tuple[Any, str]:

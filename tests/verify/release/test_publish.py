@@ -52,7 +52,8 @@ class Handler(BaseHTTPRequestHandler):
             self.send_header(name.replace("_", "-"), value)
         self.send_header("Content-Length", str(len(body)))
         self.end_headers()
-        self.wfile.write(body)
+        if self.command != "HEAD":
+            self.wfile.write(body)
 
     def body(self) -> bytes:
         return self.rfile.read(int(self.headers.get("Content-Length", 0)))
@@ -63,9 +64,24 @@ class Handler(BaseHTTPRequestHandler):
             there = found[1] in self.hub.repositories
             self.reply(200 if there else 404, {"id": found[1], "sha": "a" * 40, "siblings": []})
         elif found := re.fullmatch(r"/api/models/([^/]+/[^/]+)/tree/.*", path):
-            self.reply(200, [])
+            names = self.hub.repositories[found[1]]
+            self.reply(200, [{"type": "file", "path": n, "size": 1, "oid": "0"} for n in names])
+        elif found := re.fullmatch(r"/([^/]+/[^/]+)/resolve/main/(.+)", path):
+            self.download(self.hub.repositories.get(found[1], {}).get(found[2]))
         else:
             self.reply(404, {}, X_Error_Code="EntryNotFound")
+
+    def download(self, data: bytes | None) -> None:
+        if data is None:
+            self.reply(404, {}, X_Error_Code="EntryNotFound")
+            return
+        self.send_response(200)
+        self.send_header("ETag", f'"{hashlib.sha256(data).hexdigest()}"')
+        self.send_header("X-Repo-Commit", "a" * 40)
+        self.send_header("Content-Length", str(len(data)))
+        self.end_headers()
+        if self.command == "GET":
+            self.wfile.write(data)
 
     do_HEAD = do_GET  # noqa: N815
 
@@ -117,7 +133,7 @@ class Handler(BaseHTTPRequestHandler):
         return objects
 
     def commit(self, name: str, raw: bytes, *, create_pr: bool) -> None:
-        files = {}
+        files, deleted = {}, []
         for line in raw.splitlines():
             entry = json.loads(line)
             value = entry["value"]
@@ -125,12 +141,16 @@ class Handler(BaseHTTPRequestHandler):
                 files[value["path"]] = base64.b64decode(value["content"])
             elif entry["key"] == "lfsFile":
                 files[value["path"]] = self.hub.large[value["oid"]]
+            elif entry["key"] == "deletedFile":
+                deleted.append(value["path"])
         answer = {"commitOid": "b" * 40, "commitUrl": f"{self.hub.url}/{name}/commit/b"}
         if create_pr:
             self.hub.pull_requests.append(name)
             answer["pullRequestUrl"] = f"{self.hub.url}/{name}/discussions/1"
         else:
             self.hub.repositories[name] |= files
+            for path in deleted:
+                del self.hub.repositories[name][path]
         self.reply(200, answer)
 
 
@@ -175,6 +195,22 @@ def test_everything_arrives_on_the_hub_and_passes_the_check_there(
             (place / path).write_bytes(data)
         assert check_release(place).passed
     assert TOKEN not in done.stdout + done.stderr
+
+
+def test_a_file_of_an_earlier_release_goes_and_what_no_release_put_there_stays(
+    hub: Hub, dist: Path, tmp_path: Path
+) -> None:
+    assert command(hub.url, tmp_path / "h", dist, "--owner", "acme").returncode == 0
+    there = hub.repositories["acme/Mini-GGUF"]
+    earlier = json.loads(there["manifest.json"])
+    earlier["files"].append({"path": "Mini-[old].gguf", "size_bytes": 3, "sha256": "0" * 64})
+    there |= {"manifest.json": json.dumps(earlier).encode()}
+    there |= {"Mini-[old].gguf": b"old", "notes.txt": b"mine", ".gitattributes": b""}
+    done = command(hub.url, tmp_path / "h", dist, "--owner", "acme")
+    assert done.returncode == 0, done.stderr
+    assert "Mini-[old].gguf" not in there
+    assert {"notes.txt", ".gitattributes", "Mini-Q8_0.gguf"} <= set(there)
+    assert there["manifest.json"] == (dist / "Mini-GGUF" / "manifest.json").read_bytes()
 
 
 def test_a_pull_request_changes_no_branch(hub: Hub, dist: Path, tmp_path: Path) -> None:
@@ -244,6 +280,35 @@ def test_a_folder_gets_a_release_that_passes_and_only_what_is_missing(
     again = publish(dist, Target(str(tmp_path / "to")))
     assert [u.sent for u in again] == [0, 1]
     assert check_release(tmp_path / "to" / "Mini-GGUF").passed
+
+
+def test_a_folder_loses_the_files_of_its_earlier_release_even_after_a_break(
+    dist: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from fsspec.implementations.local import LocalFileSystem
+
+    publish(dist, Target(str(tmp_path / "to")))
+    place = tmp_path / "to" / "Mini-GGUF"
+    earlier = json.loads((place / "manifest.json").read_text())
+    earlier["files"].append({"path": "old/Mini.gguf", "size_bytes": 3, "sha256": "0" * 64})
+    (place / "manifest.json").write_text(json.dumps(earlier))
+    (place / "old").mkdir()
+    (place / "old" / "Mini.gguf").write_bytes(b"old")
+    (place / "notes.txt").write_text("mine")
+
+    def full(self: Any, local: str, remote: str, **options: Any) -> None:
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(LocalFileSystem, "put_file", full)
+    with pytest.raises(OutputError, match="No space left"):
+        publish(dist, Target(str(tmp_path / "to")))
+    assert not (place / "manifest.json").exists()
+    monkeypatch.undo()
+    publish(dist, Target(str(tmp_path / "to")))
+    assert not (place / "old" / "Mini.gguf").exists()
+    assert not (place / "manifest.json.earlier").exists()
+    (place / "notes.txt").unlink()
+    assert check_release(place).passed
 
 
 def test_a_url_of_fsspec_is_a_target_too(dist: Path) -> None:
