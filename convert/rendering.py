@@ -16,6 +16,7 @@ differ on whether it exists. `convert/tokenizer.py` is about vocabularies inside
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -31,6 +32,7 @@ from convert.model_spec import read_json_object
 from convert.template_sandbox import TemplateSandbox
 
 TOKENIZER_NAME = "tokenizer.json"
+_SUBWORD_PREFIX = re.compile(rb'"continuing_subword_prefix"\s*:\s*"[^"]')
 LEGACY_NAME = "special_tokens_map.json"
 
 
@@ -50,12 +52,7 @@ class Tokenizer:
         path = folder / TOKENIZER_NAME
         if not path.is_file():
             raise CheckpointError(f"{path}: not found; a fast tokenizer (tokenizer.json) is needed")
-        try:
-            backend = tokenizers.Tokenizer.from_file(str(path))
-        except BaseException as error:  # the library raises Exception, and PanicException beside it
-            if isinstance(error, KeyboardInterrupt | SystemExit):
-                raise
-            raise CheckpointError(f"{path}: not a tokenizer this version reads: {error}") from error
+        backend = _read_backend(path)
         backend.no_padding()
         backend.no_truncation()
         config_path = folder / CONFIG_NAME
@@ -159,6 +156,24 @@ def _special_tokens(folder: Path, config: Mapping[str, Any]) -> dict[str, str]:
         if key.endswith("_token") and isinstance(text, str):
             found[key] = text
     return found
+
+
+def _read_backend(path: Path) -> tokenizers.Tokenizer:
+    try:
+        raw = path.read_bytes()
+    except OSError as error:
+        raise CheckpointError(f"{path}: cannot be read: {error.strerror}") from error
+    if _SUBWORD_PREFIX.search(raw):  # tokenizers 0.23 ends the whole process on some of them
+        raise UnsupportedError(
+            f"{path}: continuing_subword_prefix is not empty; the tokenizers of the supported"
+            " families have none"
+        )
+    try:
+        return tokenizers.Tokenizer.from_buffer(raw)
+    except BaseException as error:  # the library raises Exception, and PanicException beside it
+        if isinstance(error, KeyboardInterrupt | SystemExit):
+            raise
+        raise CheckpointError(f"{path}: not a tokenizer this version reads: {error}") from error
 
 
 def _check_added_tokens(
