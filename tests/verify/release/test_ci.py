@@ -57,6 +57,32 @@ def strings(value: Any) -> Iterator[str]:
         yield value
 
 
+def lint(*words: object) -> subprocess.CompletedProcess[str]:
+    return subprocess.run([*map(str, words)], capture_output=True, text=True, check=False)
+
+
+def test_workflows_and_action_are_what_their_schemas_say(tmp_path: Path) -> None:
+    check = [sys.executable, "-m", "check_jsonschema", "--builtin-schema"]
+    done = lint(*check, "vendor.github-workflows", *WORKFLOWS)
+    assert done.returncode == 0, done.stdout
+    done = lint(*check, "vendor.github-actions", ACTION)
+    assert done.returncode == 0, done.stdout
+    broken = tmp_path / "broken.yml"
+    broken.write_text(WORKFLOWS[0].read_text().replace("runs-on:", "run-on:"))
+    assert lint(*check, "vendor.github-workflows", broken).returncode == 1
+
+
+def test_the_security_linter_finds_nothing(tmp_path: Path) -> None:
+    zizmor = [Path(sys.executable).with_name("zizmor"), "--offline", "--min-severity", "medium"]
+    done = lint(*zizmor, ACTION, *WORKFLOWS)
+    assert done.returncode == 0, done.stdout + done.stderr
+    broken = tmp_path / ".github" / "workflows" / "broken.yml"
+    broken.parent.mkdir(parents=True)
+    title = "echo ${{ github.event.pull_request.title }}"
+    broken.write_text(WORKFLOWS[0].read_text().replace("- run: .ci/run", f"- run: {title}"))
+    assert "template-injection" in lint(*zizmor, broken).stdout
+
+
 @pytest.mark.parametrize("path", [*WORKFLOWS, ACTION], ids=lambda path: path.name)
 def test_every_reference_is_declared_and_no_expression_is_in_a_script(path: Path) -> None:
     content = load(path)
