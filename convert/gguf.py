@@ -14,6 +14,7 @@ Block sizes are ggml's (`ggml-common.h`, MIT): bytes written as their parts. Hea
 from __future__ import annotations
 
 import math
+import re
 import struct
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -111,6 +112,10 @@ class GGUFTensor:
         """Bytes of its data, without padding."""
         kind = GGML_TYPES[self.ggml_type]
         return math.prod(self.shape) // kind.block * kind.block_bytes
+
+
+SPLIT_NAME = re.compile(r"(.+)-(\d{5})-of-(\d{5})\.gguf")
+"""The name of a file of a split model: stem, number from 1, count."""
 
 
 def split_name(stem: str, index: int, count: int) -> str:

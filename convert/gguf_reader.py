@@ -12,7 +12,6 @@ convention, llama.cpp `src/llama.cpp` and `tools/gguf-split`, MIT).
 from __future__ import annotations
 
 import mmap
-import re
 import struct
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
@@ -27,6 +26,7 @@ from convert.gguf import (
     MAGIC,
     MAX_DIMENSIONS,
     SCALARS,
+    SPLIT_NAME,
     STRING,
     Field,
     GGUFTensor,
@@ -37,7 +37,6 @@ from convert.gguf import (
 _TYPE_NAMES = {kind.number: name for name, kind in GGML_TYPES.items()}
 _SCALARS = {number: (kind, code) for kind, (number, code) in SCALARS.items()}
 SPLIT_NO, SPLIT_COUNT, SPLIT_TENSORS = "split.no", "split.count", "split.tensors.count"
-_SPLIT_NAME = re.compile(r"(.*)-(\d{5})-of-(\d{5})\.gguf")
 
 
 @dataclass(frozen=True, slots=True)
@@ -79,7 +78,7 @@ def read_gguf(path: Path) -> GGUFFile:
     count = first.fields.get(SPLIT_COUNT, 0)
     if not isinstance(count, int) or count < 2:
         return first
-    match = _SPLIT_NAME.fullmatch(path.name)
+    match = SPLIT_NAME.fullmatch(path.name)
     if first.fields.get(SPLIT_NO) != 0 or not match or int(match[2]) != 1 or int(match[3]) != count:
         stem = match[1] if match else "NAME"
         raise CheckpointError(

@@ -9,6 +9,7 @@ of 0.) It is written under another name, flushed, and gets its final name last.
 from __future__ import annotations
 
 import os
+from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import BinaryIO
@@ -78,14 +79,23 @@ def _size_bytes(header: bytes, tensors: list[GGUFTensor]) -> int:
 def _copy(model: GGUFFile, name: str, stream: BinaryIO) -> None:
     """Append one tensor's bytes and padding."""
     tensor = model.tensors[name]
-    path = model.paths[tensor.part]
-    with path.open("rb") as part:
-        part.seek(tensor.offset)
-        left = tensor.size_bytes
-        while left:
-            chunk = part.read(min(left, _CHUNK_BYTES))
-            if not chunk:
-                raise CheckpointError(f"{path}: ends inside {name!r}; it was cut while it was read")
-            stream.write(chunk)
-            left -= len(chunk)
+    for chunk in _chunks(model.paths[tensor.part], tensor):
+        stream.write(chunk)
     stream.write(bytes(pad(tensor.size_bytes) - tensor.size_bytes))
+
+
+def _chunks(path: Path, tensor: GGUFTensor) -> Iterator[bytes]:
+    try:
+        with path.open("rb") as part:
+            part.seek(tensor.offset)
+            left = tensor.size_bytes
+            while left:
+                chunk = part.read(min(left, _CHUNK_BYTES))
+                if not chunk:
+                    raise CheckpointError(
+                        f"{path}: ends inside {tensor.name!r}; it was cut while it was read"
+                    )
+                yield chunk
+                left -= len(chunk)
+    except OSError as error:
+        raise CheckpointError(f"{path}: cannot be read: {error.strerror}") from error

@@ -7,21 +7,19 @@ own, a sliding window or a state-space part make an architecture that has no for
 
 from __future__ import annotations
 
-import re
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 from convert.errors import CheckpointError
 from convert.families import FAMILIES
-from convert.gguf import GGUFTensor, split_name
+from convert.gguf import SPLIT_NAME, GGUFTensor, split_name
 from convert.gguf_reader import GGUFFile, read_gguf_file
 from convert.model_spec import ModelSpec
 from quantize.fit.candidate import Subject, from_gguf
 
 Groups = dict[str, tuple[str, list[tuple[GGUFFile, int]]]]
 """By name: where an engine finds it, and its parsed files with their sizes."""
-_SPLIT = re.compile(r"(.+)-(\d{5})-of-(\d{5})\.gguf")
 _UNMODELLED_KEYS = ("attention.sliding_window", "ssm.state_size", "attention.kv_lora_rank")
 
 
@@ -93,13 +91,13 @@ def read_gguf_subject(paths: Sequence[Path], reference: str) -> Subject:
 
 def stem_of(file: str) -> str:
     """A file's name without its number among the parts."""
-    match = _SPLIT.fullmatch(file)
+    match = SPLIT_NAME.fullmatch(file)
     return match[1] if match else file.removesuffix(".gguf")
 
 
 def _parts(path: Path) -> Iterator[Path]:
     """Every part of a file that was split, from the name of any."""
-    match = _SPLIT.fullmatch(path.name)
+    match = SPLIT_NAME.fullmatch(path.name)
     if match is None:
         yield path
         return

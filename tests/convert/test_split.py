@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from dataclasses import replace
 from hashlib import sha256
 from pathlib import Path
@@ -124,6 +125,16 @@ def test_merge_refuses_to_lose_anything(tmp_path: Path, miniature: Path) -> None
     with pytest.raises(CheckpointError, match=rf"{second.name}: cannot be read"):
         merge(first, tmp_path / "again.gguf")
     assert not (tmp_path / "again.gguf").exists()
+
+
+def test_a_part_that_vanishes_while_it_is_merged_is_named(
+    tmp_path: Path, miniature: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    first, second, *_ = split(miniature, tmp_path / "s")
+    monkeypatch.setattr(os, "posix_fallocate", lambda *_: second.unlink())
+    with pytest.raises(CheckpointError, match=rf"{second.name}: cannot be read: No such file"):
+        merge(first, tmp_path / "merged.gguf")
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["s"]
 
 
 def test_parts_that_do_not_belong_together_are_refused(tmp_path: Path, miniature: Path) -> None:
