@@ -87,7 +87,7 @@ def _choose(selection: Selection, wanted: str | None, folder: Path) -> Ranked:
     if row is None:
         raise InputError(f"{folder}: no candidate {wanted!r}; selection.json lists them by id")
     if row.bypass is None:
-        raise InputError(f"{folder}: candidate {wanted!r} has no direction: {row.why}")
+        raise InputError(f"{folder}: candidate {wanted!r} cannot be applied: {row.why}")
     return row
 
 

@@ -34,9 +34,17 @@ from convert.errors import InputError
 from convert.model import open_model
 from convert.staging import write_whole
 from convert.workers import Steps
-from quantize.abliteration.candidates import LAST_SHARE, RANDOM, SINGLE, Candidate, make_candidates
+from quantize.abliteration.candidates import (
+    LAST_SHARE,
+    RANDOM,
+    SINGLE,
+    Candidate,
+    Choice,
+    make_candidates,
+)
 from quantize.abliteration.edit_folder import writing
-from quantize.abliteration.measure import ON_CPU, Machine, validation_prompts
+from quantize.abliteration.machine import ON_CPU, Machine
+from quantize.abliteration.means import validation_prompts
 from quantize.abliteration.measurement import Measurement, read_measurement
 from quantize.abliteration.prompts import PLAIN
 from quantize.abliteration.refusals import refusal_scores
@@ -50,16 +58,12 @@ Float64 = NDArray[np.float64]
 
 
 @dataclass(frozen=True, slots=True)
-class Ranked:
-    """A candidate and what the model does without it; `why` it is not sound, if it is not."""
+class Ranked(Choice):
+    """A candidate and what the model does without it; `why` it is not sound, if it is not.
 
-    id: str
-    kind: str
-    variant: str
-    position: int
-    layer: int
-    projected: bool
-    strength: float
+    Numbers are None where the candidate has no direction, or where they are not finite.
+    """
+
     bypass: float | None
     bypassed: float | None
     induce: float | None
@@ -118,7 +122,10 @@ def select(
         place = opened.checkpoint.path
     selection = _score(place, found, candidates, machine, on_progress)
     with writing(folder):
-        write_whole(folder / NAME, f"{json.dumps(selection.to_dict(), indent=1)}\n".encode())
+        write_whole(
+            folder / NAME,
+            f"{json.dumps(selection.to_dict(), indent=1, allow_nan=False)}\n".encode(),
+        )
     return selection
 
 
@@ -156,6 +163,11 @@ def _score(
     base_refused, base, *rest = steered_logits(place, asked, device=device, dtype=dtype)
     refused_score = float(refusal_scores(base_refused, first).mean())
     harmless_score = float(refusal_scores(base, first).mean())
+    if not (math.isfinite(refused_score) and math.isfinite(harmless_score)):
+        raise InputError(
+            f"{place}: gives no finite probabilities as it is, computed in {dtype}; use"
+            " --dtype float32"
+        )
     ranked = [_ranked(c, found.layers, None, []) for c in candidates if not c.directions]
     usable = [c for c in candidates if c.directions]
     for group in _groups(usable, found, [*refused, *harmless, *harmless, *tools]):
@@ -198,32 +210,33 @@ def _ranked(
     candidate: Candidate, layers: int, scores: Float64 | None, numbers: Sequence[float]
 ) -> Ranked:
     """`numbers` are KL, induce and, where prompts have tools, KL on those; none without scores."""
-    padded: list[float | None] = [*numbers, None, None, None]
+    padded: list[float | None] = [*map(_finite, numbers), None, None, None]
     kl, induce, kl_tools = padded[:3]
     return Ranked(
-        id=candidate.id,
-        kind=candidate.kind,
-        variant=candidate.variant,
-        position=candidate.position,
-        layer=candidate.layer,
-        projected=candidate.projected,
-        strength=candidate.strength,
-        bypass=None if scores is None else float(scores.mean()),
+        **candidate.choice(),
+        bypass=None if scores is None else _finite(float(scores.mean())),
         bypassed=None if scores is None else float((scores < 0).mean()),
         induce=induce,
         kl=kl,
         kl_tools=kl_tools,
-        why=_why(candidate, layers, numbers),
+        why=_why(candidate, layers, scores, numbers),
     )
 
 
-def _why(candidate: Candidate, layers: int, numbers: Sequence[float]) -> str | None:
+def _finite(value: float) -> float | None:
+    """JSON has no NaN."""
+    return value if math.isfinite(value) else None
+
+
+def _why(
+    candidate: Candidate, layers: int, scores: Float64 | None, numbers: Sequence[float]
+) -> str | None:
     """What speaks against a candidate."""
     if candidate.kind == RANDOM:
         return "control"
-    if not numbers:
+    if scores is None:
         return "the means do not differ here"
-    if not all(map(math.isfinite, numbers)):
+    if not np.isfinite([*scores, *numbers]).all():
         return "not a number"
     kl, induce, *tools = numbers
     if kl > KL_LIMIT:

@@ -1,4 +1,4 @@
-"""What abliteration asks of a model that runs layer by layer: means, steered logits, short replies.
+"""What abliteration asks of a model that runs layer by layer: means and steered logits.
 
 In: prompts as token ids. Out: numpy arrays. One layer is in memory at a time (`run.py`); what grows
 with the layers is only what is kept of each, one vector a place.
@@ -11,9 +11,10 @@ Shapes: N prompts, C classes, P positions counted from a prompt's end, H hidden,
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -23,7 +24,8 @@ from torch import Tensor
 from convert.workers import Steps
 from quantize.activations.batch import Batch, padded_batches
 from quantize.activations.observer import Observer
-from quantize.activations.run import run_layers
+from quantize.activations.run import Start, run_layers
+from quantize.activations.saved import Progress, saver
 
 ROWS = 16
 """Prompts in a batch."""
@@ -66,12 +68,22 @@ def residual_sums(
     *,
     device: str = "cpu",
     dtype: str = "float32",
+    progress: Progress | None = None,
     on_progress: Steps | None = None,
 ) -> Sums:
     """Float64 sums at the last `positions` tokens of every prompt, at every place, by class."""
     batches = padded_batches(prompts, ROWS)
     watcher = _Sums(batches, classes, positions, layers)
-    run_layers(folder, batches, [watcher], device=device, dtype=dtype, on_progress=on_progress)
+    run_layers(
+        folder,
+        batches,
+        [watcher],
+        device=device,
+        dtype=dtype,
+        start=progress.take_up(dtype, watcher) if progress else None,
+        after_layer=saver(progress, watcher),
+        on_progress=on_progress,
+    )
     assert watcher.total is not None
     return Sums(watcher.total, watcher.squares)
 
@@ -106,6 +118,15 @@ class _Sums(Observer):
             self._add(2 * layer + 2, batch, self._middle + hidden)
         return None
 
+    def to_arrays(self) -> dict[str, Float64]:
+        """The sums so far."""
+        assert self.total is not None
+        return {"total": self.total, "squares": self.squares}
+
+    def from_arrays(self, arrays: Mapping[str, NDArray[Any]]) -> None:
+        """Take up what `to_arrays` gave."""
+        self.total, self.squares = arrays["total"], arrays["squares"]
+
     def _add(self, place: int, batch: int, hidden: Tensor) -> None:
         where = self._where[batch].to(hidden.device)
         picked = hidden[torch.arange(len(hidden), device=hidden.device)[:, None], where]
@@ -123,9 +144,14 @@ def steered_logits(
     *,
     device: str = "cpu",
     dtype: str = "float32",
+    start: Start | None = None,
+    after_layer: Callable[[Start], None] | None = None,
     on_progress: Steps | None = None,
 ) -> Iterator[Float64]:
-    """Log-probabilities (N, V) after each job's prompts; all jobs share one pass over layers."""
+    """Log-probabilities (N, V) after each job's prompts; all jobs share one pass over layers.
+
+    `start` and `after_layer` are those of `run_layers`.
+    """
     batches: list[Batch] = []
     steering: list[Steering] = []
     ranges = []
@@ -135,7 +161,14 @@ def steered_logits(
         batches += found
         steering += [how] * len(found)
     final = run_layers(
-        folder, batches, [_Steer(steering)], device=device, dtype=dtype, on_progress=on_progress
+        folder,
+        batches,
+        [_Steer(steering)],
+        device=device,
+        dtype=dtype,
+        start=start,
+        after_layer=after_layer,
+        on_progress=on_progress,
     )
     for indices in ranges:
         last = [
@@ -164,31 +197,3 @@ class _Steer(Observer):
             return None
         direction = torch.from_numpy(removed[0]).to(hidden)
         return hidden - removed[1] * (hidden @ direction)[..., None] * direction
-
-
-def greedy_replies(
-    folder: Path,
-    prompts: Prompts,
-    tokens: int,
-    stop_ids: frozenset[int],
-    *,
-    device: str = "cpu",
-    dtype: str = "float32",
-    on_progress: Steps | None = None,
-) -> list[list[int]]:
-    """Greedy continuations of at most `tokens` ids; every token is a pass over all layers.
-
-    Meant for the few words by which a refusal shows; there is no KV cache to keep between layers.
-    """
-    replies: list[list[int]] = [[] for _ in prompts]
-    for _ in range(tokens):
-        going = [i for i, reply in enumerate(replies) if not reply or reply[-1] not in stop_ids]
-        if not going:
-            break
-        texts = [[*prompts[i], *replies[i]] for i in going]
-        (found,) = steered_logits(
-            folder, [(texts, NOTHING)], device=device, dtype=dtype, on_progress=on_progress
-        )
-        for index, row in zip(going, found, strict=True):
-            replies[index].append(int(row.argmax()))
-    return replies

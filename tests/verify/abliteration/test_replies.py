@@ -11,7 +11,8 @@ import pytest
 
 from convert.conversation import Conversation, Expected
 from tests.command import invoke
-from verify.abliteration.replies import Limits, Said, check_control, check_replies
+from verify.abliteration.replies import Limits, check_control, check_replies
+from verify.abliteration.said import Said
 from verify.check import State
 from verify.engines.log_probabilities import Scored
 from verify.evidence import Answer
