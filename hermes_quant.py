@@ -776,7 +776,7 @@ def _select(
         from convert.progress import steps_bar
         from convert.terminal import print_json
         from quantize.abliteration.machine import Machine
-        from quantize.abliteration.plots import can_plot, plot_ranking
+        from quantize.abliteration.plots import can_plot, plot_projection, plot_ranking
         from quantize.abliteration.print_abliteration import print_selection
         from quantize.abliteration.selection import STRENGTHS
         from quantize.abliteration.selection import select as verb
@@ -793,6 +793,8 @@ def _select(
             )
         if can_plot():
             plot_ranking(found, measured / "ranking.png")
+            if found.projection is not None:
+                plot_projection(found.projection, measured / "projection.png")
         if as_json:
             print_json(found.to_dict())
         else:

@@ -34,7 +34,7 @@ def ask_baseline(
 ) -> tuple[PromptSet, Baseline]:
     """The first words the model replies to every prompt, and how often they refuse."""
     from quantize.activations.replies import greedy_replies
-    from quantize.activations.residuals import NOTHING, steered_logits
+    from quantize.activations.steering import NOTHING, steered_logits
 
     folder = model.checkpoint.path
     ids = [p.ids for p in prompts.prompts]

@@ -1,6 +1,7 @@
 """Plots of a measurement and of a selection, as PNG files beside them and inside reports.
 
     separation.png   how far the means of refused and harmless prompts lie apart, by place and token
+    projection.png   the stream along the best candidate's direction, with it and without it
     ranking.png      every candidate: refusal score without it against KL on harmless prompts
 
 matplotlib is loaded here (`pip install 'hermes-quant[plot]'`); where it is missing, nothing is
@@ -19,7 +20,9 @@ from typing import Any
 from convert.terminal import warn
 from quantize.abliteration.candidates import BY_LAYER, RANDOM, SINGLE
 from quantize.abliteration.measurement import Measurement
-from quantize.abliteration.selection import KL_LIMIT, Selection
+from quantize.abliteration.projection import Projection
+from quantize.abliteration.ranked import KL_LIMIT
+from quantize.abliteration.selection import Selection
 
 _KINDS = {SINGLE: "blue", BY_LAYER: "green", RANDOM: "red"}
 _LEAST_KL = 1e-6
@@ -154,3 +157,30 @@ def _draw_ranking(selection: Selection, axis: Any, theme: Theme) -> None:
     axis.set_xlabel("KL divergence on harmless prompts, first token")
     axis.set_ylabel("mean refusal score without the direction")
     axis.legend(fontsize=8, frameon=False)
+
+
+SIDES = {
+    "refused before": "red",
+    "refused after": "amber",
+    "harmless before": "blue",
+    "harmless after": "green",
+}
+"""Classes and sides of a comparison, and their colours in every plot."""
+
+
+def plot_projection(seen: Projection, where: Where, theme: Theme = PAPER) -> None:
+    """One line a class and side, in a band that holds eight prompts of ten."""
+    with drawing(where, theme, (7.0, 4.0)) as axes:
+        axis = axes[0][0]
+        for name, colour in SIDES.items():
+            low, middle, high = seen.quantiles[name]
+            depth = [place / 2 for place in range(len(middle))]
+            shown = getattr(theme, colour)
+            axis.fill_between(depth, low, high, color=shown, alpha=0.18, linewidth=0)
+            style = "-" if name.endswith("before") else "--"
+            axis.plot(depth, middle, color=shown, ls=style, lw=1.6, label=name)
+        axis.axhline(0, color=theme.quiet, lw=0.8)
+        axis.set_xlabel("layer (halves: between attention and MLP)")
+        axis.set_ylabel("last token along the direction")
+        axis.set_title(seen.candidate, fontsize=10)
+        axis.legend(fontsize=8, frameon=False)

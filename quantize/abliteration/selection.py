@@ -1,7 +1,8 @@
 """The verb `abliterate select`: what does the model do without each candidate direction?
 
 In: the model and its measurement. Out: `selection.json`, every candidate with its numbers, best
-first, and `ranking.png`. On the prompts that the measurement kept for choosing:
+first, and of the best the stream along its direction (`projection.py`). On the prompts that the
+measurement kept for choosing:
 
     bypass   mean refusal score of prompts that were refused, without the direction: low is good
     induce   how much the mean score of harmless prompts rises when the difference is added
@@ -23,7 +24,7 @@ from __future__ import annotations
 import json
 import math
 from collections.abc import Iterator, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -34,58 +35,36 @@ from convert.errors import InputError
 from convert.model import open_model
 from convert.staging import write_whole
 from convert.workers import Steps
-from quantize.abliteration.candidates import (
-    LAST_SHARE,
-    RANDOM,
-    SINGLE,
-    Candidate,
-    Choice,
-    make_candidates,
-)
+from quantize.abliteration.candidates import Candidate, make_candidates
 from quantize.abliteration.edit_folder import writing
 from quantize.abliteration.machine import ON_CPU, Machine
 from quantize.abliteration.means import validation_prompts
 from quantize.abliteration.measurement import Measurement, read_measurement
+from quantize.abliteration.projection import Projection, measure_projection
 from quantize.abliteration.prompts import PLAIN
+from quantize.abliteration.ranked import Ranked, rank
 from quantize.abliteration.refusals import refusal_scores
 
 NAME = "selection.json"
-SCHEMA_VERSION = 1
-KL_LIMIT = 0.1
+SCHEMA_VERSION = 2
 STRENGTHS = (1.0, 1.5)
 STATES_BYTES = 2 << 30
 Float64 = NDArray[np.float64]
 
 
 @dataclass(frozen=True, slots=True)
-class Ranked(Choice):
-    """A candidate and what the model does without it; `why` it is not sound, if it is not.
-
-    Numbers are None where the candidate has no direction, or where they are not finite.
-    """
-
-    bypass: float | None
-    bypassed: float | None
-    induce: float | None
-    kl: float | None
-    kl_tools: float | None
-    why: str | None
-
-    @property
-    def sound(self) -> bool:
-        """Whether nothing speaks against it."""
-        return self.why is None
-
-
-@dataclass(frozen=True, slots=True)
 class Selection:
-    """All candidates, best first; scores of the model as it is; prompts they were scored on."""
+    """All candidates, best first; scores of the model as it is; prompts they were scored on.
+
+    `projection` is of the best sound candidate.
+    """
 
     measurement: str
     refused_score: float
     harmless_score: float
     prompts: tuple[int, int]
     ranked: tuple[Ranked, ...]
+    projection: Projection | None = None
 
     @property
     def best(self) -> Ranked | None:
@@ -121,6 +100,10 @@ def select(
         found.check_model(opened, folder)
         place = opened.checkpoint.path
     selection = _score(place, found, candidates, machine, on_progress)
+    if selection.best is not None:
+        best = next(c for c in candidates if c.id == selection.best.id)
+        seen = measure_projection(place, found, best, machine, on_progress)
+        selection = replace(selection, projection=seen)
     with writing(folder):
         write_whole(
             folder / NAME,
@@ -138,6 +121,8 @@ def read_selection(folder: Path) -> Selection:
             raise ValueError("another schema_version")
         data["ranked"] = tuple(Ranked(**row) for row in data["ranked"])
         data["prompts"] = tuple(data["prompts"])
+        if data["projection"] is not None:
+            data["projection"] = Projection(**data["projection"])
         return Selection(**data)
     except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
         raise InputError(
@@ -152,7 +137,7 @@ def _score(
     machine: Machine,
     on_progress: Steps | None,
 ) -> Selection:
-    from quantize.activations.residuals import NOTHING, Steering, steered_logits
+    from quantize.activations.steering import NOTHING, Steering, steered_logits
 
     refused, harmless, tools = ([p.ids for p in part] for part in validation_prompts(found))
     if not refused or not harmless:
@@ -168,7 +153,7 @@ def _score(
             f"{place}: gives no finite probabilities as it is, computed in {dtype}; use"
             " --dtype float32"
         )
-    ranked = [_ranked(c, found.layers, None, []) for c in candidates if not c.directions]
+    ranked = [rank(c, found.layers, None, []) for c in candidates if not c.directions]
     usable = [c for c in candidates if c.directions]
     for group in _groups(usable, found, [*refused, *harmless, *harmless, *tools]):
         jobs = []
@@ -185,7 +170,7 @@ def _score(
             numbers = [_kl(base, next(logits))]
             numbers += [float(refusal_scores(next(logits), first).mean() - harmless_score)]
             numbers += [_kl(one, next(logits)) for one in rest]
-            ranked.append(_ranked(candidate, found.layers, scores, numbers))
+            ranked.append(rank(candidate, found.layers, scores, numbers))
     ranked.sort(key=lambda r: (not r.sound, math.inf if r.bypass is None else r.bypass))
     prompts = len(refused), len(harmless)
     return Selection(found.fingerprint, refused_score, harmless_score, prompts, tuple(ranked))
@@ -204,47 +189,3 @@ def _groups(
     at_once = max(1, STATES_BYTES // (4 * hidden * sum(map(len, prompts))))
     for start in range(0, len(candidates), at_once):
         yield candidates[start : start + at_once]
-
-
-def _ranked(
-    candidate: Candidate, layers: int, scores: Float64 | None, numbers: Sequence[float]
-) -> Ranked:
-    """`numbers` are KL, induce and, where prompts have tools, KL on those; none without scores."""
-    padded: list[float | None] = [*map(_finite, numbers), None, None, None]
-    kl, induce, kl_tools = padded[:3]
-    return Ranked(
-        **candidate.choice(),
-        bypass=None if scores is None else _finite(float(scores.mean())),
-        bypassed=None if scores is None else float((scores < 0).mean()),
-        induce=induce,
-        kl=kl,
-        kl_tools=kl_tools,
-        why=_why(candidate, layers, scores, numbers),
-    )
-
-
-def _finite(value: float) -> float | None:
-    """JSON has no NaN."""
-    return value if math.isfinite(value) else None
-
-
-def _why(
-    candidate: Candidate, layers: int, scores: Float64 | None, numbers: Sequence[float]
-) -> str | None:
-    """What speaks against a candidate."""
-    if candidate.kind == RANDOM:
-        return "control"
-    if scores is None:
-        return "the means do not differ here"
-    if not np.isfinite([*scores, *numbers]).all():
-        return "not a number"
-    kl, induce, *tools = numbers
-    if kl > KL_LIMIT:
-        return f"KL over {KL_LIMIT:g}"
-    if tools and tools[0] > KL_LIMIT:
-        return f"KL over {KL_LIMIT:g} with tools"
-    if induce <= 0:
-        return "does not induce refusal"
-    if candidate.kind == SINGLE and candidate.layer >= math.floor(LAST_SHARE * layers):
-        return f"layer not below {LAST_SHARE:g} of the depth"
-    return None

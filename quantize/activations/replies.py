@@ -15,8 +15,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from convert.workers import Steps
-from quantize.activations.residuals import NOTHING, Prompts, steered_logits
 from quantize.activations.saved import Progress, saver
+from quantize.activations.steering import NOTHING, Prompts, steered_logits
 
 
 def greedy_replies(

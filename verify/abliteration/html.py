@@ -20,6 +20,7 @@ from quantize.abliteration.plots import (
     Theme,
     Where,
     can_plot,
+    plot_projection,
     plot_ranking,
     plot_separation,
 )
@@ -93,6 +94,14 @@ def _pictures(found: Found) -> Iterator[Picture]:
         " something speaks against it.",
         lambda where, theme: plot_ranking(selection, where, theme),
     )
+    if (seen := selection.projection) is not None:
+        yield _picture(
+            "The stream along the direction, before and after",
+            "The last token\u2019s residual stream, layer by layer; after: with the direction taken"
+            " out of what every block adds. Lines: medians over prompts kept for choosing; bands:"
+            " eight of ten.",
+            lambda where, theme: plot_projection(seen, where, theme),
+        )
 
 
 def _scores(pair: PairReport) -> Picture:

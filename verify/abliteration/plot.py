@@ -9,15 +9,10 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
-from quantize.abliteration.plots import PAPER, Theme, Where, drawing
+from quantize.abliteration.plots import PAPER, SIDES, Theme, Where, drawing
 from verify.abliteration.contents import PairReport
 
-_KINDS = {
-    "refused before": ("red", "o"),
-    "refused after": ("amber", "o"),
-    "harmless before": ("blue", "s"),
-    "harmless after": ("green", "s"),
-}
+_MARKERS = {"refused": "o", "harmless": "s"}
 
 
 def plot_scores(pairs: Sequence[PairReport], where: Where, theme: Theme = PAPER) -> None:
@@ -30,11 +25,12 @@ def plot_scores(pairs: Sequence[PairReport], where: Where, theme: Theme = PAPER)
 
 
 def _draw(pair: PairReport, axis: Any, theme: Theme) -> None:
-    for row, (kind, (colour, marker)) in enumerate(_KINDS.items()):
+    for row, (kind, colour) in enumerate(SIDES.items()):
+        marker = _MARKERS[kind.split()[0]]
         scores = [score for score in pair.scores[kind] if score is not None]
         spread = [-row + 0.5 * ((7 * i) % 11 / 11 - 0.5) for i in range(len(scores))]
         shape = {"s": 7, "marker": marker, "alpha": 0.5, "linewidths": 0}
         axis.scatter(scores, spread, color=getattr(theme, colour), **shape)
     axis.axvline(0, color=theme.ink, lw=0.8)
-    axis.set_yticks([-row for row in range(len(_KINDS))], list(_KINDS), fontsize=8)
+    axis.set_yticks([-row for row in range(len(SIDES))], list(SIDES), fontsize=8)
     axis.set_title(f"{pair.artifact.name} ({pair.artifact.type})", fontsize=9, loc="left")

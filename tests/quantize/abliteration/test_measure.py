@@ -28,7 +28,8 @@ from quantize.abliteration.measurement import (
 )
 from quantize.abliteration.prompts import HARMLESS, PLAIN, REFUSED, TOOLS, read_prompts
 from quantize.abliteration.selection import read_selection, select
-from quantize.activations.residuals import NOTHING, Steering, residual_sums, steered_logits
+from quantize.activations.residuals import projections, residual_sums
+from quantize.activations.steering import NOTHING, Steering, steered_logits
 from tests.command import invoke
 from tests.miniature import TEMPLATE, Shape, change_json, write_checkpoint
 from tests.quantize.abliteration.edits import random_edit, writers
@@ -142,7 +143,15 @@ def test_sums_and_steering_are_those_of_transformers_with_hooks(tmp_path: Path) 
                 "mlp.down_proj" if block == "mlp" else "self_attn.o_proj"
             )
             module.weight.copy_(module.weight - 1.5 * torch.outer(r, r @ module.weight))
+        vectors = np.stack([r.numpy()] * 7)
+        before, after = projections(
+            folder, [(prompts, NOTHING), (prompts, Steering(removed))], vectors
+        )
+        np.testing.assert_allclose(before[:, 0], sums.total[[0, 1], -1, 0] @ r.numpy(), atol=1e-5)
+        np.testing.assert_allclose(before[:, 4], sums.total[[0, 1], -1, 4] @ r.numpy(), atol=1e-5)
         for row, prompt in enumerate(prompts):
+            edited = model.model(torch.tensor([prompt]), output_hidden_states=True).hidden_states
+            np.testing.assert_allclose(after[row, 4], edited[2][0, -1] @ r, atol=1e-4)
             wanted = torch.log_softmax(model(torch.tensor([prompt])).logits[0, -1], -1)
             np.testing.assert_allclose(steered[row], wanted, atol=1e-4)
     assert np.abs(plain - steered).max() > 1e-3
