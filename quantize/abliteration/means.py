@@ -25,7 +25,7 @@ LEAST_PROMPTS = 8
 """Prompts of each class without which a mean says nothing."""
 
 
-def members(found: Measurement, variant: str, kind: str, *, validation: bool) -> tuple[int, ...]:
+def members_of(found: Measurement, variant: str, kind: str, *, validation: bool) -> tuple[int, ...]:
     """Indices of the prompts of a class that did what the class says."""
     source, refuses = {
         REFUSED: (REFUSED, True),
@@ -51,7 +51,7 @@ def take_means(
 
     variants = dict.fromkeys(p.variant for p in found.prompts.prompts)
     groups = {
-        (variant, kind): members(found, variant, kind, validation=False)
+        (variant, kind): members_of(found, variant, kind, validation=False)
         for variant in variants
         for kind in (REFUSED, found.contrast)
     }
@@ -81,7 +81,7 @@ def validation_prompts(
 ) -> tuple[list[Prompt], list[Prompt], list[Prompt]]:
     """Prompts kept for choosing: plain refused ones, plain harmless ones, harmless with tools."""
     prompts = found.prompts.prompts
-    refused = [prompts[i] for i in members(found, PLAIN, REFUSED, validation=True)]
-    harmless = [prompts[i] for i in members(found, PLAIN, HARMLESS, validation=True)]
+    refused = [prompts[i] for i in members_of(found, PLAIN, REFUSED, validation=True)]
+    harmless = [prompts[i] for i in members_of(found, PLAIN, HARMLESS, validation=True)]
     with_tools = [p for p in prompts if (p.kind, p.variant) == (HARMLESS, TOOLS)]
     return refused, harmless, [p for p in with_tools if p.validation]

@@ -30,7 +30,7 @@ from convert.workers import Steps
 from quantize.abliteration.baseline import REPLY_TOKENS, ask_baseline
 from quantize.abliteration.edit_folder import refuse_experts
 from quantize.abliteration.machine import ON_CPU, Machine
-from quantize.abliteration.means import LEAST_PROMPTS, members, take_means
+from quantize.abliteration.means import LEAST_PROMPTS, members_of, take_means
 from quantize.abliteration.measurement import (
     CONTRASTS,
     Measurement,
@@ -161,7 +161,7 @@ def _nothing_to_remove(found: Measurement, least_rate: float) -> str | None:
             f" ({100 * baseline.rate:.0f} %), fewer than {100 * least_rate:.0f} %"
         )
     for kind in (REFUSED, found.contrast):
-        count = len(members(found, PLAIN, kind, validation=False))
+        count = len(members_of(found, PLAIN, kind, validation=False))
         if count < LEAST_PROMPTS:
             return (
                 f"not enough to measure: {count} prompts are {kind} outside those kept for"

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import shutil
 import signal
 import subprocess
@@ -52,7 +53,10 @@ def files(tmp_path: Path) -> tuple[Path, Path]:
 def run(files: tuple[Path, Path], out: Path, stage: str = "", calls: int = -1) -> tuple[int, list]:
     """The exit status, and every step of every pass over the layers that it took."""
     words = [sys.executable, "-c", RUN, NANO, *files, out, stage, calls]
-    done = subprocess.run(list(map(str, words)), capture_output=True, text=True, check=False)
+    one_thread = {**os.environ, "OMP_NUM_THREADS": "1"}
+    done = subprocess.run(
+        list(map(str, words)), capture_output=True, text=True, check=False, env=one_thread
+    )
     assert done.returncode in (0, -signal.SIGKILL), done.stderr
     return done.returncode, done.stdout.splitlines()
 

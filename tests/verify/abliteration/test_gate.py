@@ -13,18 +13,26 @@ from typing import Any
 from xml.etree import ElementTree
 
 import pytest
+from jsonschema import Draft202012Validator
+from referencing import Registry, Resource
 
 from convert.gguf_reader import read_gguf
 from quantize.job import quantize
 from tests.command import invoke
 from tests.quantize.abliteration.edits import random_edit, writers
+from tests.verify.test_report import SCHEMA as VERIFY_SCHEMA
 from tests.verify.test_report import parse
+from verify import abliteration as package
 
 NANO = Path(__file__).parents[3] / "examples" / "hermes-nano"
 TARGETS = {"FP8_DYNAMIC": "m-FP8_DYNAMIC", "Q4_K_M": "m-Q4_K_M.gguf"}
 LAYERS = json.loads((NANO / "config.json").read_text())["num_hidden_layers"]
 HIDDEN = json.loads((NANO / "config.json").read_text())["hidden_size"]
 PROMPTS = 3
+SCHEMA = json.loads((Path(package.__path__[0]) / "abliteration.schema.json").read_text())
+REGISTRY: Registry[Any] = Registry().with_resource(
+    "report.schema.json", Resource.from_contents(VERIFY_SCHEMA)
+)
 
 
 def first_lines(source: Path, place: Path, count: int) -> Path:
@@ -57,7 +65,9 @@ def verify(made: Path, edited: Path, targets: list[str], out: Path) -> tuple[int
     words += ["--suite", made / "prompts-single.jsonl", "--control", edited / TARGETS["Q4_K_M"]]
     shown = invoke(*words)
     assert shown.exception is None or isinstance(shown.exception, SystemExit), shown.output
-    return shown.exit_code, json.loads((out / "report.json").read_text(), parse_constant=refuse)
+    report = json.loads((out / "report.json").read_text(), parse_constant=refuse)
+    Draft202012Validator(SCHEMA, registry=REGISTRY).validate(report)
+    return shown.exit_code, report
 
 
 def refuse(constant: str) -> None:
