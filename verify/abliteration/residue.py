@@ -73,15 +73,16 @@ def check_residue(
 
 def _why(r: Residue) -> str:
     """What is wrong with a tensor; empty if nothing is."""
-    if _shows(r.undone, STRENGTH):
-        asked, there = r.strength, r.strength * (1 - r.undone.value)
-        noise = r.strength * r.undone.noise
-        return f"edited at strength {there:.2f} (\u00b1 {noise:.2g}); the edit says {asked:g}"
-    if _shows(r.rescaled, ROWS):
+    # each damage shows a little in the number that is matched to the other
+    if _shows(r.rescaled, ROWS) and r.rescaled.value > 2 * abs(r.undone.value):
         return (
             f"the norms of its rows were put back, by {100 * r.rescaled.value:.0f} %"
             f" (\u00b1 {100 * r.rescaled.noise:.2g}): that is not the edit, and undoes part of it"
         )
+    if _shows(r.undone, STRENGTH):
+        asked, there = r.strength, r.strength * (1 - r.undone.value)
+        noise = r.strength * r.undone.noise
+        return f"edited at strength {there:.2f} (\u00b1 {noise:.2g}); the edit says {asked:g}"
     if not r.ratio <= LIMIT:  # so that NaN, which is over every limit, does not pass
         return (
             f"{100 * r.left:.3g} % of the direction is not as edited, {r.ratio:.1f} times the"

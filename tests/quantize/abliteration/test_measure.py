@@ -6,6 +6,7 @@ import json
 import os
 import subprocess
 import sys
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -20,13 +21,23 @@ from quantize.abliteration.apply import apply, parse_strengths
 from quantize.abliteration.candidates import BY_LAYER, SINGLE, make_candidates
 from quantize.abliteration.edit_folder import read_edit, write_edit
 from quantize.abliteration.measure import measure
+from quantize.abliteration.means import members_of
 from quantize.abliteration.measurement import (
+    COMPLIED,
     Baseline,
     Measurement,
     read_measurement,
     write_measurement,
 )
-from quantize.abliteration.prompts import HARMLESS, PLAIN, REFUSED, TOOLS, read_prompts
+from quantize.abliteration.prompts import (
+    HARMLESS,
+    PLAIN,
+    REFUSED,
+    TOOLS,
+    Prompt,
+    PromptSet,
+    read_prompts,
+)
 from quantize.abliteration.selection import read_selection, select
 from quantize.activations.residuals import projections, residual_sums
 from quantize.activations.steering import NOTHING, Steering, steered_logits
@@ -165,12 +176,25 @@ def measurement(layers: int = 4, positions: int = 2, hidden: int = 8) -> Measure
         mean[:, 0] = 1.0  # the same token everywhere: nothing differs before the first layer
         arrays[f"{PLAIN}.{kind}"] = mean
         arrays[f"{PLAIN}.{kind}.squares"] = np.square(mean).sum(-1) + 1
-    from quantize.abliteration.prompts import PromptSet
-
     prompts = PromptSet((), ("a",) * positions, {})
     return Measurement(
         {"model": "f"}, HARMLESS, layers, prompts, Baseline(9, 9, 9, 0, 9, (1,)), arrays
     )
+
+
+def test_each_class_counts_the_prompts_that_did_what_it_says() -> None:
+    rows = [
+        Prompt("kept for choosing", REFUSED, PLAIN, True, (1,), True),
+        Prompt("refused", REFUSED, PLAIN, False, (1,), True),
+        Prompt("answered all the same", REFUSED, PLAIN, False, (1,), False),
+        Prompt("harmless", HARMLESS, PLAIN, False, (1,), False),
+        Prompt("refused though harmless", HARMLESS, PLAIN, False, (1,), True),
+        Prompt("with tools", REFUSED, TOOLS, False, (1,), True),
+    ]
+    found = replace(measurement(), prompts=PromptSet(tuple(rows), ("a",), {}))
+    classes = {(PLAIN, REFUSED): [1], (PLAIN, COMPLIED): [2], (PLAIN, HARMLESS): [3]}
+    for (variant, kind), wanted in {**classes, (TOOLS, REFUSED): [5]}.items():
+        assert list(members_of(found, variant, kind, validation=False)) == wanted, kind
 
 
 def test_candidates_are_unit_directions_and_one_without_a_difference_says_so() -> None:
