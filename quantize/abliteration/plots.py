@@ -10,12 +10,16 @@ drawn and `can_plot` says so.
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from io import BytesIO
 from pathlib import Path
 from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
 
 from convert.terminal import warn
 from quantize.abliteration.candidates import BY_LAYER, RANDOM, SINGLE
@@ -89,13 +93,15 @@ def _draw_separation(found: Measurement, axes: Any, theme: Theme) -> None:
     depth = [place / 2 for place in range(2 * found.layers + 1)]
     tokens = found.prompts.positions
     for axis, variant in zip(axes[0], found.variants, strict=True):
-        for position, line in enumerate(found.separation(variant)):
+        lines = found.separation(variant)
+        heights = _apart(lines[:, -1], 0.045 * float(lines.max() or 1))
+        for position, line in enumerate(lines):
             back = position - len(tokens)
             shade = 0.25 + 0.75 * (position + 1) / len(tokens)
             axis.plot(depth, line, color=theme.blue, alpha=shade, marker="o", markersize=3)
             axis.annotate(
                 f"{back} {tokens[position]!r}",
-                (depth[-1], line[-1]),
+                (depth[-1], heights[position]),
                 xytext=(4, 0),
                 textcoords="offset points",
                 fontsize=7,
@@ -106,6 +112,15 @@ def _draw_separation(found: Measurement, axes: Any, theme: Theme) -> None:
         axis.set_ylabel("distance of the means, in spreads")
         axis.set_title(f"refused against {found.contrast}, {variant} prompts", fontsize=10)
         axis.margins(x=0.14)
+
+
+def _apart(heights: NDArray[np.float64], least: float) -> NDArray[np.float64]:
+    """Heights of labels, moved up where they would lie on each other."""
+    moved = heights.copy()
+    order = np.argsort(heights)
+    for below, above in itertools.pairwise(order):
+        moved[above] = max(moved[above], moved[below] + least)
+    return moved
 
 
 def plot_ranking(selection: Selection, where: Where, theme: Theme = PAPER) -> None:

@@ -44,7 +44,7 @@ from verify.statistics import Rate
 
 SCHEMA = json.loads((Path(package.__path__[0]) / "report.schema.json").read_text())
 HOSTILE = '<script>alert("x")</script></pre><img src=x onerror=y>\x1b[2J\x00\ud800\u202e&amp;\r\n'
-VOID = {"meta", "br", "link", "img", "input", "hr"}
+VOID = {"meta", "br", "link", "img", "input", "hr", "source"}
 
 
 def report_of(reference: Reference, *edits: Edit) -> Report:

@@ -62,7 +62,7 @@ def render_gate(report: GateReport, found: Found | None = None) -> str:
     return template("abliteration.html.j2", "verify.abliteration").render(
         report=report,
         statement=statement(report),
-        summary={artifact.name: summarise(artifact) for artifact in report.artifacts},
+        summary={pair.artifact.name: summarise(pair.artifact) for pair in report.pairs},
         found=found,
         drawn=drawn,
         pictures=list(_pictures(found)) if drawn and found else [],

@@ -20,8 +20,8 @@ from convert.rendering import Tokenizer
 from quantize.abliteration.apply import apply, parse_strengths
 from quantize.abliteration.candidates import BY_LAYER, SINGLE, make_candidates
 from quantize.abliteration.edit_folder import read_edit, write_edit
-from quantize.abliteration.measure import measure
 from quantize.abliteration.means import members_of
+from quantize.abliteration.measure import measure
 from quantize.abliteration.measurement import (
     COMPLIED,
     Baseline,
