@@ -16,7 +16,8 @@ score). The order is: sound ones first, then by bypass. Nothing is thrown away: 
 candidate is not sound, and a person may apply it all the same. Random directions are in the same
 table; they tell what an edit of that size does by itself, and are never chosen.
 
-Candidates run side by side, as many in one pass over the checkpoint as STATES_BYTES allows.
+Candidates run side by side, as many in one pass over the checkpoint as STATES_BYTES allows; a run
+that is killed goes on after the last pass.
 """
 
 from __future__ import annotations
@@ -49,6 +50,7 @@ NAME = "selection.json"
 SCHEMA_VERSION = 2
 STRENGTHS = (1.0, 1.5)
 STATES_BYTES = 2 << 30
+_UNFINISHED = "selection.unfinished.json"
 Float64 = NDArray[np.float64]
 
 
@@ -99,17 +101,20 @@ def select(
     with open_model(model) as opened:
         found.check_model(opened, folder)
         place = opened.checkpoint.path
-    selection = _score(place, found, candidates, machine, on_progress)
+    unfinished = folder / _UNFINISHED
+    selection = _score(place, found, candidates, machine, unfinished, on_progress)
     if selection.best is not None:
         best = next(c for c in candidates if c.id == selection.best.id)
         seen = measure_projection(place, found, best, machine, on_progress)
         selection = replace(selection, projection=seen)
     with writing(folder):
-        write_whole(
-            folder / NAME,
-            f"{json.dumps(selection.to_dict(), indent=1, allow_nan=False)}\n".encode(),
-        )
+        write_whole(folder / NAME, _text(selection.to_dict()))
+        unfinished.unlink(missing_ok=True)
     return selection
+
+
+def _text(content: dict[str, Any]) -> bytes:
+    return f"{json.dumps(content, indent=1, allow_nan=False)}\n".encode()
 
 
 def read_selection(folder: Path) -> Selection:
@@ -130,11 +135,21 @@ def read_selection(folder: Path) -> Selection:
         ) from error
 
 
+def _kept(path: Path, key: str) -> list[Ranked]:
+    """Candidates that an earlier run had scored before it was stopped."""
+    try:
+        data = json.loads(path.read_bytes())
+        return [Ranked(**row) for row in data["ranked"]] if data["key"] == key else []
+    except (OSError, ValueError, KeyError, TypeError):
+        return []
+
+
 def _score(
     place: Path,
     found: Measurement,
     candidates: Sequence[Candidate],
     machine: Machine,
+    unfinished: Path,
     on_progress: Steps | None,
 ) -> Selection:
     from quantize.activations.steering import NOTHING, Steering, steered_logits
@@ -153,8 +168,11 @@ def _score(
             f"{place}: gives no finite probabilities as it is, computed in {dtype}; use"
             " --dtype float32"
         )
-    ranked = [rank(c, found.layers, None, []) for c in candidates if not c.directions]
-    usable = [c for c in candidates if c.directions]
+    key = f"{found.fingerprint} {place.resolve().name} {device} {dtype}"
+    ids = {c.id for c in candidates if c.directions}
+    scored = [row for row in _kept(unfinished, key) if row.id in ids]
+    done = {row.id for row in scored}
+    usable = [c for c in candidates if c.directions and c.id not in done]
     for group in _groups(usable, found, [*refused, *harmless, *harmless, *tools]):
         jobs = []
         for candidate in group:
@@ -170,7 +188,10 @@ def _score(
             numbers = [_kl(base, next(logits))]
             numbers += [float(refusal_scores(next(logits), first).mean() - harmless_score)]
             numbers += [_kl(one, next(logits)) for one in rest]
-            ranked.append(rank(candidate, found.layers, scores, numbers))
+            scored.append(rank(candidate, found.layers, scores, numbers))
+        with writing(unfinished.parent):
+            write_whole(unfinished, _text({"key": key, "ranked": [asdict(r) for r in scored]}))
+    ranked = [rank(c, found.layers, None, []) for c in candidates if not c.directions] + scored
     ranked.sort(key=lambda r: (not r.sound, math.inf if r.bypass is None else r.bypass))
     prompts = len(refused), len(harmless)
     return Selection(found.fingerprint, refused_score, harmless_score, prompts, tuple(ranked))

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
 import subprocess
 import sys
 from dataclasses import replace
@@ -252,6 +253,38 @@ def test_on_hermes_nano_the_refusal_is_found_and_random_directions_do_nothing(ch
     assert len(random) == 3
     assert all(row.bypassed == 0 for row in random)
     assert all(row.why for row in selection.ranked if not row.sound)
+
+
+def test_choosing_goes_on_after_the_last_pass(
+    chosen: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    folder = shutil.copytree(chosen, tmp_path / "m")
+    (folder / "selection.json").unlink()
+    monkeypatch.setattr("quantize.abliteration.selection.STATES_BYTES", 12 << 20)
+    passes: list[int] = []
+
+    def look(what: str, done: int, total: int) -> None:
+        passes.append(total) if what.startswith("layer 0") and done == 1 else None
+        if len(passes) == stop:
+            raise KeyboardInterrupt
+
+    stop = 3
+    with pytest.raises(KeyboardInterrupt):
+        select(str(NANO), folder, strengths=(1.5,), on_progress=look)
+    assert not (folder / "selection.json").exists()
+    first, stop = len(passes), -1
+    select(str(NANO), folder, strengths=(1.5,), on_progress=look)
+    resumed = len(passes) - first
+    (folder / "selection.json").rename(tmp_path / "resumed.json")
+    passes.clear()
+    select(str(NANO), folder, strengths=(1.5,), on_progress=look)
+    assert 0 < resumed == len(passes) - 2, "two passes were not made again"
+    resumed_rows, rows = (
+        {row["id"]: row for row in json.loads(path.read_text())["ranked"]}
+        for path in (tmp_path / "resumed.json", folder / "selection.json")
+    )
+    assert resumed_rows == rows
+    assert not list(folder.glob("*unfinished*"))
 
 
 def test_an_edit_says_where_it_comes_from_and_names_no_path(chosen: Path, tmp_path: Path) -> None:
