@@ -2,7 +2,8 @@
 
 In: an unedited artifact and an edited one. Out: a `PairReport`. Tool calls, JSON mode and wrong
 refusals are the checks of `verify` itself, with the unedited artifact in the reference's place. An
-edited artifact that its engine cannot load has failed; nothing is then known of its replies.
+edited artifact that cannot be opened, or that its engine cannot load, has failed; nothing is then
+known of its replies.
 """
 
 from __future__ import annotations
@@ -15,7 +16,7 @@ from typing import Any
 import numpy as np
 
 from convert.checkpoint import Checkpoint
-from convert.errors import InputError, UnsupportedError
+from convert.errors import CheckpointError, InputError, UnsupportedError
 from convert.workers import Steps
 from quantize.abliteration.edit_folder import EditFolder
 from quantize.abliteration.refusals import looks_like_refusal
@@ -23,6 +24,7 @@ from verify.abliteration.contents import PairReport
 from verify.abliteration.replies import Limits, check_control, check_replies
 from verify.abliteration.residue import check_residue
 from verify.abliteration.said import DRIFT_TOKENS, REPLY_TOKENS, Said, first_token_scores
+from verify.abliteration.stored import open_tensors
 from verify.abliteration.untouched import check_untouched
 from verify.artifact import Artifact, Kind
 from verify.behaviour import check_behaviour
@@ -76,6 +78,12 @@ class Gatekeeper:
     def pair(self, unedited: Artifact, edited: Artifact) -> PairReport:
         """All checks of one pair."""
         begin = time.monotonic()
+        try:
+            with open_tensors(edited, self.base):
+                pass
+        except CheckpointError as error:
+            outcome = Outcome("structure", Verdict(State.FAIL, _without_path(edited, error)))
+            return PairReport(unedited.name, self._described(edited, [outcome], begin), {}, {})
         outcomes = [
             check_residue(self.base, unedited, edited, self.edit),
             check_untouched(self.base, unedited, edited, self.edit),
@@ -87,7 +95,7 @@ class Gatekeeper:
             raise
         except InputError as error:
             after = None
-            outcomes.append(Outcome("run", Verdict(State.FAIL, str(error))))
+            outcomes.append(Outcome("run", Verdict(State.FAIL, _without_path(edited, error))))
         report = self._described(edited, outcomes, begin)
         if after is None:
             return PairReport(unedited.name, report, {}, {})
@@ -211,6 +219,11 @@ class Gatekeeper:
     ) -> tuple[Answer, ...]:
         report = named(self.on_progress, artifact)
         return ask(engine, asked, max_new_tokens=tokens, on_progress=report)
+
+
+def _without_path(artifact: Artifact, error: InputError) -> str:
+    """A report names files by their own names."""
+    return str(error).replace(f"{artifact.path.parent}/", "")
 
 
 def _refuses(answer: Answer) -> bool:

@@ -15,6 +15,7 @@ from xml.etree import ElementTree
 import pytest
 from jsonschema import Draft202012Validator
 from referencing import Registry, Resource
+from safetensors.torch import load_file, save_file
 
 from convert.gguf_reader import read_gguf
 from quantize.job import quantize
@@ -136,17 +137,25 @@ def test_one_tensor_that_was_not_edited_fails_the_gate_by_name(made: Path, tmp_p
     assert finding["subject"] in (failure.text or "")
 
 
-def test_an_artifact_that_lacks_a_tensor_fails_by_name(made: Path, tmp_path: Path) -> None:
-    from safetensors.torch import load_file, save_file
-
-    name = TARGETS["FP8_DYNAMIC"]
+@pytest.mark.parametrize("promised", [True, False])
+def test_an_artifact_that_lacks_a_tensor_fails_by_name(
+    made: Path, tmp_path: Path, promised: bool
+) -> None:
+    folder = tmp_path / "damaged" / TARGETS["FP8_DYNAMIC"]
     shutil.copytree(made / "made", tmp_path / "damaged")
-    file = tmp_path / "damaged" / name / "model.safetensors"
-    tensors = load_file(file)
-    del tensors["model.layers.1.mlp.down_proj.weight"]
-    save_file(tensors, file, metadata={"format": "pt"})
+    gone = "model.layers.1.mlp.down_proj.weight"
+    tensors = load_file(folder / "model.safetensors")
+    del tensors[gone]
+    save_file(tensors, folder / "model.safetensors", metadata={"format": "pt"})
+    if not promised:
+        index = folder / "model.safetensors.index.json"
+        content = json.loads(index.read_text())
+        del content["weight_map"][gone]
+        index.write_text(json.dumps(content))
     code, report = verify(made, tmp_path / "damaged", ["FP8_DYNAMIC"], tmp_path / "out")
     assert code == 1
     found = outcomes(report["pairs"][0]["artifact"])
-    for check in ("residue", "untouched"):
-        assert "model.layers.1.mlp.down_proj.weight" in str(found[check]["findings"]), check
+    for check in ("structure",) if promised else ("residue", "untouched"):
+        assert found[check]["verdict"]["state"] == "fail"
+        assert gone in str(found[check]), check
+    assert str(tmp_path) not in (tmp_path / "out" / "report.json").read_text()
