@@ -727,7 +727,7 @@ def _measure(
     with _errors():
         from convert.progress import steps_bar
         from convert.terminal import print_json
-        from quantize.abliteration.measure import Machine
+        from quantize.abliteration.machine import Machine
         from quantize.abliteration.measure import measure as verb
         from quantize.abliteration.plots import can_plot, plot_separation
         from quantize.abliteration.print_abliteration import print_measured
@@ -775,8 +775,8 @@ def _select(
     with _errors():
         from convert.progress import steps_bar
         from convert.terminal import print_json
-        from quantize.abliteration.measure import Machine
-        from quantize.abliteration.plots import can_plot, plot_ranking
+        from quantize.abliteration.machine import Machine
+        from quantize.abliteration.plots import can_plot, plot_projection, plot_ranking
         from quantize.abliteration.print_abliteration import print_selection
         from quantize.abliteration.selection import STRENGTHS
         from quantize.abliteration.selection import select as verb
@@ -793,6 +793,8 @@ def _select(
             )
         if can_plot():
             plot_ranking(found, measured / "ranking.png")
+            if found.projection is not None:
+                plot_projection(found.projection, measured / "projection.png")
         if as_json:
             print_json(found.to_dict())
         else:
@@ -863,6 +865,9 @@ def _verify_abliteration(
     control: Annotated[
         list[Path] | None, typer.Option(help="Artifact edited along random directions.")
     ] = None,
+    measured: Annotated[
+        Path | None, typer.Option(help="Folder of measure and select: plots for the report.")
+    ] = None,
     out: Annotated[
         Path | None, typer.Option("--out", "-o", help="Folder for report, card text and plot.")
     ] = None,
@@ -874,11 +879,12 @@ def _verify_abliteration(
         from convert.terminal import print_json
         from verify.abliteration.gate import read_pairs, verify_abliteration
         from verify.abliteration.print_gate import print_gate
-        from verify.abliteration.write import write_gate
+        from verify.abliteration.write import read_found, write_gate
         from verify.report.write import prepare_folder
 
         if out is not None:
             prepare_folder(out)
+        found = read_found(measured, edit) if measured is not None else None
         with steps_bar(quiet=as_json) as report_progress:
             report = verify_abliteration(
                 model,
@@ -892,7 +898,7 @@ def _verify_abliteration(
                 on_progress=report_progress,
             )
         if out is not None:
-            write_gate(report, out)
+            write_gate(report, out, found)
         if as_json:
             print_json(report.to_dict())
         else:

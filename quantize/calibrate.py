@@ -128,20 +128,21 @@ def _run(
     on_progress: Steps | None,
 ) -> Statistics:
     from quantize.activations import padded_batches, run_layers
-    from quantize.activations.saved import save_progress, take_up
+    from quantize.activations.saved import Progress, saver
     from quantize.activations.statistics import Statistics
 
     leaders = {_leader(tensor): _module(tensor) for tensor in model.tensors if _is_leader(tensor)}
     statistics = Statistics(frozenset(leaders.values()))
     batches = padded_batches(text.chunks, CHUNKS_AT_ONCE)
+    kept = Progress(progress, key)
     run_layers(
         model.checkpoint.path,
         batches,
         [statistics],
         device=device,
         dtype=dtype,
-        start=take_up(progress, key, batches, dtype, statistics),
-        after_layer=lambda start: save_progress(progress, key, start, statistics),
+        start=kept.take_up(dtype, statistics),
+        after_layer=saver(kept, statistics),
         on_progress=on_progress,
     )
     return statistics

@@ -12,7 +12,8 @@ rank one; what counts is
     fit          cosine of r^T D with -r^T W: 1 for an abliteration, about 0 for a rank-one update
                  that has nothing to do with W (a LoRA of rank one, say)
 
-Directions of several tensors are compared by |cosine|; a sign means nothing. Two matrices are held
+An embedding holds a vector of the stream in each row and is looked at transposed. Directions of
+several tensors are compared by |cosine|; a sign means nothing. Two matrices are held
 in float64: of a 405B model 14 GB at its largest, of an 8B 1 GB.
 """
 
@@ -33,13 +34,14 @@ LEFT_LIMIT = 2.0
 """What is left after r may be this many times the rounding of both checkpoints."""
 FIT_LIMIT = 0.95
 COMMON_COSINE = 0.95
+_EMBEDDING = "embed_tokens.weight"
 _ROUNDS = 100
 _CONVERGED = 1e-10
 
 
 @dataclass(frozen=True, slots=True, eq=False)
 class RankOne:
-    """How one tensor was changed; `direction` is a unit vector of as many numbers as rows."""
+    """How one tensor was changed; `direction` is a unit vector of the residual stream."""
 
     name: str
     explained: float
@@ -87,6 +89,8 @@ class EditSummary:
 def look_at_change(path: Path, info: TensorInfo, other: Path, theirs: TensorInfo) -> RankOne:
     """Compare one matrix of two checkpoints; they must differ."""
     w, changed = _read(path, info), _read(other, theirs)
+    if info.name.endswith(_EMBEDDING):
+        w, changed = w.T, changed.T
     difference = changed - w
     r = _first_direction(difference)
     along, before = r @ difference, r @ w

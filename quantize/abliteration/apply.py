@@ -27,7 +27,8 @@ from quantize.abliteration.edit_folder import (
     write_edit,
 )
 from quantize.abliteration.measurement import Measurement, read_measurement
-from quantize.abliteration.selection import Ranked, Selection, read_selection
+from quantize.abliteration.ranked import Ranked
+from quantize.abliteration.selection import Selection, read_selection
 
 _ROLES = {"attn_output": ATTENTION, "ffn_down": MLP}
 _RANGE = re.compile(r"(\d+)(?:-(\d+))?=([0-9.]+)")
@@ -87,7 +88,7 @@ def _choose(selection: Selection, wanted: str | None, folder: Path) -> Ranked:
     if row is None:
         raise InputError(f"{folder}: no candidate {wanted!r}; selection.json lists them by id")
     if row.bypass is None:
-        raise InputError(f"{folder}: candidate {wanted!r} has no direction: {row.why}")
+        raise InputError(f"{folder}: candidate {wanted!r} cannot be applied: {row.why}")
     return row
 
 

@@ -16,7 +16,8 @@ enters layer 0 does not differ: such a candidate has no direction and says so.
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -36,12 +37,9 @@ _SMALLEST = 1e-6
 Vector = NDArray[np.float32]
 
 
-@dataclass(frozen=True, slots=True, eq=False)
-class Candidate:
-    """`directions` by (layer, block), empty where the means do not differ; `position` from the end.
-
-    `raw` is the difference that is added at `layer` to see whether it induces refusal.
-    """
+@dataclass(frozen=True, slots=True)
+class Choice:
+    """Which direction, from where in the model, and how strongly; `position` from the end."""
 
     id: str
     kind: str
@@ -50,6 +48,19 @@ class Candidate:
     layer: int
     projected: bool
     strength: float
+
+    def choice(self) -> dict[str, Any]:
+        """These fields by name, without those of a subclass."""
+        return {field.name: getattr(self, field.name) for field in fields(Choice)}
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Candidate(Choice):
+    """`directions` by (layer, block), empty where the means do not differ.
+
+    `raw` is the difference that is added at `layer` to see whether it induces refusal.
+    """
+
     directions: Mapping[tuple[int, str], Vector]
     raw: Vector
 

@@ -19,7 +19,7 @@ from pathlib import Path
 from typing import Annotated, Any, Literal
 
 import numpy as np
-from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator
 
 from convert.edited import Edit, Edits
 from convert.errors import CheckpointError, InputError, OutputError, TensorError, UnsupportedError
@@ -53,6 +53,13 @@ class Recipe(BaseModel):
     keep_norms: bool = False
     edits: Annotated[tuple[TensorEdit, ...], Field(min_length=1)]
     provenance: dict[str, Any] = {}
+
+    @field_validator("provenance")
+    @classmethod
+    def _is_json(cls, provenance: dict[str, Any]) -> dict[str, Any]:
+        """Reports repeat it, and JSON has no NaN."""
+        json.dumps(provenance, allow_nan=False)
+        return provenance
 
 
 @dataclass(frozen=True, slots=True)

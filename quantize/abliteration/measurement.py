@@ -12,6 +12,7 @@ were contrasted. Places are those of `quantize/activations/residuals.py`.
 
 from __future__ import annotations
 
+import hashlib
 import json
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass
@@ -28,7 +29,7 @@ from quantize.abliteration.edit_folder import read_vectors, write_vectors, writi
 from quantize.abliteration.prompts import HARMLESS, REFUSED, PromptSet
 
 JSON_NAME, ARRAYS_NAME = "measurement.json", "measurement.safetensors"
-SCHEMA_VERSION = 1
+SCHEMA_VERSION = 2
 COMPLIED = "complied"
 Float64 = NDArray[np.float64]
 
@@ -52,14 +53,19 @@ class Baseline:
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Measurement:
-    """See the module's head; `arrays` is empty until means were taken."""
+    """See the module's head; `made_of` says by digest what of, by name; `arrays` may be empty."""
 
-    fingerprint: str
+    made_of: Mapping[str, str]
     contrast: str
     layers: int
     prompts: PromptSet
     baseline: Baseline
     arrays: Mapping[str, Float64]
+
+    @property
+    def fingerprint(self) -> str:
+        """sha256 of what it was made of."""
+        return hashlib.sha256(json.dumps(self.made_of, sort_keys=True).encode()).hexdigest()
 
     @property
     def variants(self) -> tuple[str, ...]:
@@ -103,7 +109,7 @@ def write_measurement(folder: Path, found: Measurement) -> None:
     """Write it; arrays first, so that a readable JSON never lacks what it speaks of."""
     content = {
         "schema_version": SCHEMA_VERSION,
-        "fingerprint": found.fingerprint,
+        "made_of": dict(found.made_of),
         "complete": bool(found.arrays),
         "contrast": found.contrast,
         "layers": found.layers,
@@ -113,7 +119,9 @@ def write_measurement(folder: Path, found: Measurement) -> None:
     with writing(folder):
         if found.arrays:
             write_vectors(folder / ARRAYS_NAME, found.arrays)
-        write_whole(folder / JSON_NAME, f"{json.dumps(content, indent=1)}\n".encode())
+        write_whole(
+            folder / JSON_NAME, f"{json.dumps(content, indent=1, allow_nan=False)}\n".encode()
+        )
 
 
 def read_measurement(folder: Path) -> Measurement:
@@ -126,7 +134,7 @@ def read_measurement(folder: Path) -> Measurement:
         baseline = {k: v for k, v in data["baseline"].items() if k != "rate"}
         baseline["first_tokens"] = tuple(baseline["first_tokens"])
         return Measurement(
-            fingerprint=data["fingerprint"],
+            made_of=data["made_of"],
             contrast=data["contrast"],
             layers=data["layers"],
             prompts=PromptSet.from_dict(data["prompts"]),

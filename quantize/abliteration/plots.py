@@ -1,6 +1,7 @@
-"""Plots of a measurement and of a selection, as PNG files beside them.
+"""Plots of a measurement and of a selection, as PNG files beside them and inside reports.
 
     separation.png   how far the means of refused and harmless prompts lie apart, by place and token
+    projection.png   the stream along the best candidate's direction, with it and without it
     ranking.png      every candidate: refusal score without it against KL on harmless prompts
 
 matplotlib is loaded here (`pip install 'hermes-quant[plot]'`); where it is missing, nothing is
@@ -9,17 +10,47 @@ drawn and `can_plot` says so.
 
 from __future__ import annotations
 
+import itertools
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, replace
+from io import BytesIO
 from pathlib import Path
 from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
 
 from convert.terminal import warn
 from quantize.abliteration.candidates import BY_LAYER, RANDOM, SINGLE
 from quantize.abliteration.measurement import Measurement
-from quantize.abliteration.selection import KL_LIMIT, Selection
+from quantize.abliteration.projection import Projection
+from quantize.abliteration.ranked import KL_LIMIT
+from quantize.abliteration.selection import Selection
 
-_COLOURS = {SINGLE: "#35618f", BY_LAYER: "#2c7a4b", RANDOM: "#b03030"}
-_INK = "#222222"
+_KINDS = {SINGLE: "blue", BY_LAYER: "green", RANDOM: "red"}
 _LEAST_KL = 1e-6
+DPI = 150
+Where = Path | BytesIO
+"""A file's path, or bytes in memory for a report."""
+
+
+@dataclass(frozen=True, slots=True)
+class Theme:
+    """Colours of a drawing; `paper` is "none" where the page shows through."""
+
+    paper: str
+    ink: str
+    quiet: str
+    blue: str
+    green: str
+    red: str
+    amber: str
+
+
+PAPER = Theme("#ffffff", "#1d1f21", "#62666b", "#1f5fa8", "#1c6b3c", "#ad1f1f", "#c77a00")
+LIGHT = replace(PAPER, paper="none")
+DARK = Theme("none", "#e6e6e2", "#a0a4a8", "#86b6ee", "#7cc99a", "#ff9a8f", "#e5b85c")
 
 
 def can_plot() -> bool:
@@ -32,55 +63,75 @@ def can_plot() -> bool:
     return True
 
 
-def _figure(width: float, height: float, panels: int = 1) -> tuple[Any, Any]:
+@contextmanager
+def drawing(
+    where: Where, theme: Theme, size: tuple[float, float], rows: int = 1, columns: int = 1
+) -> Iterator[Any]:
+    """Axes (rows, columns) to draw on, in inches; saved as PNG at the end."""
     import matplotlib as mpl
+    from matplotlib.figure import Figure
 
-    mpl.use("Agg")
-    from matplotlib import pyplot
-
-    return pyplot.subplots(1, panels, figsize=(width, height), squeeze=False, layout="constrained")
-
-
-def _save(figure: Any, path: Path) -> None:
-    from matplotlib import pyplot
-
-    figure.savefig(path, dpi=150, metadata={"Software": None})
-    pyplot.close(figure)
+    coloured = ("text.color", "axes.edgecolor", "axes.labelcolor", "xtick.color", "ytick.color")
+    settings: Any = dict.fromkeys(coloured, theme.ink)
+    settings |= {"figure.facecolor": theme.paper, "axes.facecolor": theme.paper}
+    settings |= {"savefig.facecolor": theme.paper, "axes.spines.top": False}
+    with mpl.rc_context({**settings, "axes.spines.right": False}):
+        figure = Figure(figsize=size, layout="constrained")
+        yield figure.subplots(rows, columns, squeeze=False, sharex=rows > 1)
+        figure.savefig(where, format="png", dpi=DPI, metadata={"Software": None})
 
 
-def plot_separation(found: Measurement, path: Path) -> None:
+def plot_separation(found: Measurement, where: Where, theme: Theme = PAPER) -> None:
     """One panel a variant, one line a token."""
     variants = found.variants
-    figure, axes = _figure(6.4 * len(variants), 4, len(variants))
+    size = (6.4 * len(variants), 4.0)
+    with drawing(where, theme, size, columns=len(variants)) as axes:
+        _draw_separation(found, axes, theme)
+
+
+def _draw_separation(found: Measurement, axes: Any, theme: Theme) -> None:
     depth = [place / 2 for place in range(2 * found.layers + 1)]
     tokens = found.prompts.positions
-    for axis, variant in zip(axes[0], variants, strict=True):
-        for position, line in enumerate(found.separation(variant)):
+    for axis, variant in zip(axes[0], found.variants, strict=True):
+        lines = found.separation(variant)
+        heights = _apart(lines[:, -1], 0.045 * float(lines.max() or 1))
+        for position, line in enumerate(lines):
             back = position - len(tokens)
             shade = 0.25 + 0.75 * (position + 1) / len(tokens)
-            axis.plot(depth, line, color=_COLOURS[SINGLE], alpha=shade, marker="o", markersize=3)
+            axis.plot(depth, line, color=theme.blue, alpha=shade, marker="o", markersize=3)
             axis.annotate(
                 f"{back} {tokens[position]!r}",
-                (depth[-1], line[-1]),
+                (depth[-1], heights[position]),
                 xytext=(4, 0),
                 textcoords="offset points",
                 fontsize=7,
-                color=_INK,
+                color=theme.ink,
                 va="center",
             )
         axis.set_xlabel("layer (halves: between attention and MLP)")
         axis.set_ylabel("distance of the means, in spreads")
         axis.set_title(f"refused against {found.contrast}, {variant} prompts", fontsize=10)
         axis.margins(x=0.14)
-        axis.spines[["top", "right"]].set_visible(False)
-    _save(figure, path)
 
 
-def plot_ranking(selection: Selection, path: Path) -> None:
+def _apart(heights: NDArray[np.float64], least: float) -> NDArray[np.float64]:
+    """Heights of labels, moved up where they would lie on each other."""
+    moved = heights.copy()
+    order = np.argsort(heights)
+    for below, above in itertools.pairwise(order):
+        moved[above] = max(moved[above], moved[below] + least)
+    return moved
+
+
+def plot_ranking(selection: Selection, where: Where, theme: Theme = PAPER) -> None:
     """One point a candidate; the hollow ones are not sound."""
-    figure, axes = _figure(7, 4.6)
-    axis = axes[0][0]
-    for kind, colour in _COLOURS.items():
+    with drawing(where, theme, (7.0, 4.6)) as axes:
+        _draw_ranking(selection, axes[0][0], theme)
+
+
+def _draw_ranking(selection: Selection, axis: Any, theme: Theme) -> None:
+    for kind, name in _KINDS.items():
+        colour = getattr(theme, name)
         for sound in (True, False):
             rows = [
                 r
@@ -104,9 +155,9 @@ def plot_ranking(selection: Selection, path: Path) -> None:
             xytext=(8, -3),
             textcoords="offset points",
             fontsize=8,
-            color=_INK,
+            color=theme.ink,
         )
-    axis.axhline(selection.refused_score, color="#9aa5b1", lw=1)
+    axis.axhline(selection.refused_score, color=theme.quiet, lw=1)
     axis.text(
         0.01,
         selection.refused_score,
@@ -114,12 +165,37 @@ def plot_ranking(selection: Selection, path: Path) -> None:
         transform=axis.get_yaxis_transform(),
         fontsize=8,
         va="bottom",
-        color="#9aa5b1",
+        color=theme.quiet,
     )
-    axis.axvline(KL_LIMIT, color="#b03030", lw=1, ls=":")
+    axis.axvline(KL_LIMIT, color=theme.red, lw=1, ls=":")
     axis.set_xscale("log")
     axis.set_xlabel("KL divergence on harmless prompts, first token")
     axis.set_ylabel("mean refusal score without the direction")
     axis.legend(fontsize=8, frameon=False)
-    axis.spines[["top", "right"]].set_visible(False)
-    _save(figure, path)
+
+
+SIDES = {
+    "refused before": "red",
+    "refused after": "amber",
+    "harmless before": "blue",
+    "harmless after": "green",
+}
+"""Classes and sides of a comparison, and their colours in every plot."""
+
+
+def plot_projection(seen: Projection, where: Where, theme: Theme = PAPER) -> None:
+    """One line a class and side, in a band that holds eight prompts of ten."""
+    with drawing(where, theme, (7.0, 4.0)) as axes:
+        axis = axes[0][0]
+        for name, colour in SIDES.items():
+            low, middle, high = seen.quantiles[name]
+            depth = [place / 2 for place in range(len(middle))]
+            shown = getattr(theme, colour)
+            axis.fill_between(depth, low, high, color=shown, alpha=0.18, linewidth=0)
+            style = "-" if name.endswith("before") else "--"
+            axis.plot(depth, middle, color=shown, ls=style, lw=1.6, label=name)
+        axis.axhline(0, color=theme.quiet, lw=0.8)
+        axis.set_xlabel("layer (halves: between attention and MLP)")
+        axis.set_ylabel("last token along the direction")
+        axis.set_title(seen.candidate, fontsize=10)
+        axis.legend(fontsize=8, frameon=False)

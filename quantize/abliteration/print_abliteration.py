@@ -5,7 +5,8 @@ from __future__ import annotations
 from convert.terminal import console, plain_table, printable
 from quantize.abliteration.apply import Applied
 from quantize.abliteration.measure import Measured
-from quantize.abliteration.selection import Ranked, Selection
+from quantize.abliteration.ranked import Ranked
+from quantize.abliteration.selection import Selection
 
 _SHOWN = 15
 

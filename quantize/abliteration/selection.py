@@ -1,7 +1,8 @@
 """The verb `abliterate select`: what does the model do without each candidate direction?
 
 In: the model and its measurement. Out: `selection.json`, every candidate with its numbers, best
-first, and `ranking.png`. On the prompts that the measurement kept for choosing:
+first, and of the best the stream along its direction (`projection.py`). On the prompts that the
+measurement kept for choosing:
 
     bypass   mean refusal score of prompts that were refused, without the direction: low is good
     induce   how much the mean score of harmless prompts rises when the difference is added
@@ -15,7 +16,8 @@ score). The order is: sound ones first, then by bypass. Nothing is thrown away: 
 candidate is not sound, and a person may apply it all the same. Random directions are in the same
 table; they tell what an edit of that size does by itself, and are never chosen.
 
-Candidates run side by side, as many in one pass over the checkpoint as STATES_BYTES allows.
+Candidates run side by side, as many in one pass over the checkpoint as STATES_BYTES allows; a run
+that is killed goes on after the last pass.
 """
 
 from __future__ import annotations
@@ -23,7 +25,7 @@ from __future__ import annotations
 import json
 import math
 from collections.abc import Iterator, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -34,54 +36,37 @@ from convert.errors import InputError
 from convert.model import open_model
 from convert.staging import write_whole
 from convert.workers import Steps
-from quantize.abliteration.candidates import LAST_SHARE, RANDOM, SINGLE, Candidate, make_candidates
+from quantize.abliteration.candidates import Candidate, make_candidates
 from quantize.abliteration.edit_folder import writing
-from quantize.abliteration.measure import ON_CPU, Machine, validation_prompts
+from quantize.abliteration.machine import ON_CPU, Machine
+from quantize.abliteration.means import validation_prompts
 from quantize.abliteration.measurement import Measurement, read_measurement
+from quantize.abliteration.projection import Projection, measure_projection
 from quantize.abliteration.prompts import PLAIN
+from quantize.abliteration.ranked import Ranked, rank
 from quantize.abliteration.refusals import refusal_scores
 
 NAME = "selection.json"
-SCHEMA_VERSION = 1
-KL_LIMIT = 0.1
+SCHEMA_VERSION = 2
 STRENGTHS = (1.0, 1.5)
 STATES_BYTES = 2 << 30
+_UNFINISHED = "selection.unfinished.json"
 Float64 = NDArray[np.float64]
 
 
 @dataclass(frozen=True, slots=True)
-class Ranked:
-    """A candidate and what the model does without it; `why` it is not sound, if it is not."""
-
-    id: str
-    kind: str
-    variant: str
-    position: int
-    layer: int
-    projected: bool
-    strength: float
-    bypass: float | None
-    bypassed: float | None
-    induce: float | None
-    kl: float | None
-    kl_tools: float | None
-    why: str | None
-
-    @property
-    def sound(self) -> bool:
-        """Whether nothing speaks against it."""
-        return self.why is None
-
-
-@dataclass(frozen=True, slots=True)
 class Selection:
-    """All candidates, best first; scores of the model as it is; prompts they were scored on."""
+    """All candidates, best first; scores of the model as it is; prompts they were scored on.
+
+    `projection` is of the best sound candidate.
+    """
 
     measurement: str
     refused_score: float
     harmless_score: float
     prompts: tuple[int, int]
     ranked: tuple[Ranked, ...]
+    projection: Projection | None = None
 
     @property
     def best(self) -> Ranked | None:
@@ -116,10 +101,20 @@ def select(
     with open_model(model) as opened:
         found.check_model(opened, folder)
         place = opened.checkpoint.path
-    selection = _score(place, found, candidates, machine, on_progress)
+    unfinished = folder / _UNFINISHED
+    selection = _score(place, found, candidates, machine, unfinished, on_progress)
+    if selection.best is not None:
+        best = next(c for c in candidates if c.id == selection.best.id)
+        seen = measure_projection(place, found, best, machine, on_progress)
+        selection = replace(selection, projection=seen)
     with writing(folder):
-        write_whole(folder / NAME, f"{json.dumps(selection.to_dict(), indent=1)}\n".encode())
+        write_whole(folder / NAME, _text(selection.to_dict()))
+        unfinished.unlink(missing_ok=True)
     return selection
+
+
+def _text(content: dict[str, Any]) -> bytes:
+    return f"{json.dumps(content, indent=1, allow_nan=False)}\n".encode()
 
 
 def read_selection(folder: Path) -> Selection:
@@ -131,6 +126,8 @@ def read_selection(folder: Path) -> Selection:
             raise ValueError("another schema_version")
         data["ranked"] = tuple(Ranked(**row) for row in data["ranked"])
         data["prompts"] = tuple(data["prompts"])
+        if data["projection"] is not None:
+            data["projection"] = Projection(**data["projection"])
         return Selection(**data)
     except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
         raise InputError(
@@ -138,14 +135,24 @@ def read_selection(folder: Path) -> Selection:
         ) from error
 
 
+def _kept(path: Path, key: str) -> list[Ranked]:
+    """Candidates that an earlier run had scored before it was stopped."""
+    try:
+        data = json.loads(path.read_bytes())
+        return [Ranked(**row) for row in data["ranked"]] if data["key"] == key else []
+    except (OSError, ValueError, KeyError, TypeError):
+        return []
+
+
 def _score(
     place: Path,
     found: Measurement,
     candidates: Sequence[Candidate],
     machine: Machine,
+    unfinished: Path,
     on_progress: Steps | None,
 ) -> Selection:
-    from quantize.activations.residuals import NOTHING, Steering, steered_logits
+    from quantize.activations.steering import NOTHING, Steering, steered_logits
 
     refused, harmless, tools = ([p.ids for p in part] for part in validation_prompts(found))
     if not refused or not harmless:
@@ -156,8 +163,16 @@ def _score(
     base_refused, base, *rest = steered_logits(place, asked, device=device, dtype=dtype)
     refused_score = float(refusal_scores(base_refused, first).mean())
     harmless_score = float(refusal_scores(base, first).mean())
-    ranked = [_ranked(c, found.layers, None, []) for c in candidates if not c.directions]
-    usable = [c for c in candidates if c.directions]
+    if not (math.isfinite(refused_score) and math.isfinite(harmless_score)):
+        raise InputError(
+            f"{place}: gives no finite probabilities as it is, computed in {dtype}; use"
+            " --dtype float32"
+        )
+    key = f"{found.fingerprint} {place.resolve().name} {device} {dtype}"
+    ids = {c.id for c in candidates if c.directions}
+    scored = [row for row in _kept(unfinished, key) if row.id in ids]
+    done = {row.id for row in scored}
+    usable = [c for c in candidates if c.directions and c.id not in done]
     for group in _groups(usable, found, [*refused, *harmless, *harmless, *tools]):
         jobs = []
         for candidate in group:
@@ -173,7 +188,10 @@ def _score(
             numbers = [_kl(base, next(logits))]
             numbers += [float(refusal_scores(next(logits), first).mean() - harmless_score)]
             numbers += [_kl(one, next(logits)) for one in rest]
-            ranked.append(_ranked(candidate, found.layers, scores, numbers))
+            scored.append(rank(candidate, found.layers, scores, numbers))
+        with writing(unfinished.parent):
+            write_whole(unfinished, _text({"key": key, "ranked": [asdict(r) for r in scored]}))
+    ranked = [rank(c, found.layers, None, []) for c in candidates if not c.directions] + scored
     ranked.sort(key=lambda r: (not r.sound, math.inf if r.bypass is None else r.bypass))
     prompts = len(refused), len(harmless)
     return Selection(found.fingerprint, refused_score, harmless_score, prompts, tuple(ranked))
@@ -192,46 +210,3 @@ def _groups(
     at_once = max(1, STATES_BYTES // (4 * hidden * sum(map(len, prompts))))
     for start in range(0, len(candidates), at_once):
         yield candidates[start : start + at_once]
-
-
-def _ranked(
-    candidate: Candidate, layers: int, scores: Float64 | None, numbers: Sequence[float]
-) -> Ranked:
-    """`numbers` are KL, induce and, where prompts have tools, KL on those; none without scores."""
-    padded: list[float | None] = [*numbers, None, None, None]
-    kl, induce, kl_tools = padded[:3]
-    return Ranked(
-        id=candidate.id,
-        kind=candidate.kind,
-        variant=candidate.variant,
-        position=candidate.position,
-        layer=candidate.layer,
-        projected=candidate.projected,
-        strength=candidate.strength,
-        bypass=None if scores is None else float(scores.mean()),
-        bypassed=None if scores is None else float((scores < 0).mean()),
-        induce=induce,
-        kl=kl,
-        kl_tools=kl_tools,
-        why=_why(candidate, layers, numbers),
-    )
-
-
-def _why(candidate: Candidate, layers: int, numbers: Sequence[float]) -> str | None:
-    """What speaks against a candidate."""
-    if candidate.kind == RANDOM:
-        return "control"
-    if not numbers:
-        return "the means do not differ here"
-    if not all(map(math.isfinite, numbers)):
-        return "not a number"
-    kl, induce, *tools = numbers
-    if kl > KL_LIMIT:
-        return f"KL over {KL_LIMIT:g}"
-    if tools and tools[0] > KL_LIMIT:
-        return f"KL over {KL_LIMIT:g} with tools"
-    if induce <= 0:
-        return "does not induce refusal"
-    if candidate.kind == SINGLE and candidate.layer >= math.floor(LAST_SHARE * layers):
-        return f"layer not below {LAST_SHARE:g} of the depth"
-    return None

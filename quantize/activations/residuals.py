@@ -1,4 +1,4 @@
-"""What abliteration asks of a model that runs layer by layer: means, steered logits, short replies.
+"""What abliteration asks of the residual stream of a model that runs layer by layer.
 
 In: prompts as token ids. Out: numpy arrays. One layer is in memory at a time (`run.py`); what grows
 with the layers is only what is kept of each, one vector a place.
@@ -6,14 +6,15 @@ with the layers is only what is kept of each, one vector a place.
 The places of the residual stream, S = 2 L + 1 of them: 2 l enters layer l, 2 l + 1 lies between its
 attention and its MLP, and 2 L leaves the last layer, before the last norm.
 
-Shapes: N prompts, C classes, P positions counted from a prompt's end, H hidden, V vocabulary.
+Shapes: N prompts, C classes, P positions counted from a prompt's end, H hidden.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -24,11 +25,10 @@ from convert.workers import Steps
 from quantize.activations.batch import Batch, padded_batches
 from quantize.activations.observer import Observer
 from quantize.activations.run import run_layers
+from quantize.activations.saved import Progress, saver
+from quantize.activations.steering import ROWS, Prompts, Steer, Steering
 
-ROWS = 16
-"""Prompts in a batch."""
-ATTENTION, MLP = "self_attn", "mlp"
-Prompts = Sequence[Sequence[int]]
+ATTENTION = "self_attn"
 Float64 = NDArray[np.float64]
 
 
@@ -40,23 +40,6 @@ class Sums:
     squares: Float64
 
 
-@dataclass(frozen=True, slots=True, eq=False)
-class Steering:
-    """What is done to the stream: directions taken out of what blocks add, a vector put in.
-
-    `removed` maps (layer, block) to a unit vector (H) and a strength: y - s r (r . y), which is
-    what the weight edit does. `added` is put into the stream that enters a layer, at every token.
-    """
-
-    removed: Mapping[tuple[int, str], tuple[NDArray[np.float32], float]] = field(
-        default_factory=dict
-    )
-    added: tuple[int, NDArray[np.float32]] | None = None
-
-
-NOTHING = Steering()
-
-
 def residual_sums(
     folder: Path,
     prompts: Prompts,
@@ -66,20 +49,58 @@ def residual_sums(
     *,
     device: str = "cpu",
     dtype: str = "float32",
+    progress: Progress | None = None,
     on_progress: Steps | None = None,
 ) -> Sums:
     """Float64 sums at the last `positions` tokens of every prompt, at every place, by class."""
     batches = padded_batches(prompts, ROWS)
     watcher = _Sums(batches, classes, positions, layers)
-    run_layers(folder, batches, [watcher], device=device, dtype=dtype, on_progress=on_progress)
+    run_layers(
+        folder,
+        batches,
+        [watcher],
+        device=device,
+        dtype=dtype,
+        start=progress.take_up(dtype, watcher) if progress else None,
+        after_layer=saver(progress, watcher),
+        on_progress=on_progress,
+    )
     assert watcher.total is not None
     return Sums(watcher.total, watcher.squares)
 
 
-class _Sums(Observer):
+class _Stream(Observer):
+    """Shows the stream at every place; what is seen may be padded on the right."""
+
+    def __init__(self, layers: int) -> None:
+        self._layers = layers
+        self._entered = self._middle = torch.empty(0)
+
+    def see(self, place: int, batch: int, hidden: Tensor) -> None:
+        """The stream (B, T, H) of one batch at one place."""
+        raise NotImplementedError
+
+    def layer_input(self, layer: int, batch: int, hidden: Tensor) -> Tensor | None:
+        """The stream before a layer."""
+        self._entered = hidden
+        self.see(2 * layer, batch, hidden)
+        return None
+
+    def block_output(self, layer: int, name: str, batch: int, hidden: Tensor) -> Tensor | None:
+        """The stream after attention, and after the MLP of the last layer."""
+        if name == ATTENTION:
+            self._middle = self._entered + hidden
+            self.see(2 * layer + 1, batch, self._middle)
+        elif layer == self._layers - 1:
+            self.see(2 * layer + 2, batch, self._middle + hidden)
+        return None
+
+
+class _Sums(_Stream):
     def __init__(
         self, batches: Sequence[Batch], classes: Sequence[int], positions: int, layers: int
     ) -> None:
+        super().__init__(layers)
         lengths = [batch.mask.sum(1) for batch in batches]
         assert all(int(length.min()) >= positions for length in lengths)
         places = torch.arange(-positions, 0)
@@ -89,24 +110,17 @@ class _Sums(Observer):
         self._shape = (max(classes) + 1, positions, 2 * layers + 1)
         self.total: Float64 | None = None
         self.squares = np.zeros(self._shape)
-        self._middle = torch.empty(0)
 
-    def layer_input(self, layer: int, batch: int, hidden: Tensor) -> Tensor | None:
-        """The stream before a layer."""
-        self._entered = hidden
-        self._add(2 * layer, batch, hidden)
-        return None
+    def to_arrays(self) -> dict[str, Float64]:
+        """The sums so far."""
+        assert self.total is not None
+        return {"total": self.total, "squares": self.squares}
 
-    def block_output(self, layer: int, name: str, batch: int, hidden: Tensor) -> Tensor | None:
-        """The stream after attention, and after the MLP of the last layer."""
-        if name == ATTENTION:
-            self._middle = self._entered + hidden
-            self._add(2 * layer + 1, batch, self._middle)
-        elif 2 * layer + 2 == self._shape[2] - 1:
-            self._add(2 * layer + 2, batch, self._middle + hidden)
-        return None
+    def from_arrays(self, arrays: Mapping[str, NDArray[Any]]) -> None:
+        """Take up what `to_arrays` gave."""
+        self.total, self.squares = arrays["total"], arrays["squares"]
 
-    def _add(self, place: int, batch: int, hidden: Tensor) -> None:
+    def see(self, place: int, batch: int, hidden: Tensor) -> None:
         where = self._where[batch].to(hidden.device)
         picked = hidden[torch.arange(len(hidden), device=hidden.device)[:, None], where]
         values = picked.double().cpu().numpy()  # (B, P, H)
@@ -117,78 +131,41 @@ class _Sums(Observer):
             self.squares[kind, :, place] += np.square(values[row]).sum(axis=-1)
 
 
-def steered_logits(
+def projections(
     folder: Path,
     jobs: Sequence[tuple[Prompts, Steering]],
+    vectors: NDArray[np.float32],
     *,
     device: str = "cpu",
     dtype: str = "float32",
     on_progress: Steps | None = None,
-) -> Iterator[Float64]:
-    """Log-probabilities (N, V) after each job's prompts; all jobs share one pass over layers."""
-    batches: list[Batch] = []
-    steering: list[Steering] = []
-    ranges = []
-    for prompts, how in jobs:
-        found = padded_batches(prompts, ROWS)
-        ranges.append(range(len(batches), len(batches) + len(found)))
-        batches += found
-        steering += [how] * len(found)
-    final = run_layers(
-        folder, batches, [_Steer(steering)], device=device, dtype=dtype, on_progress=on_progress
+) -> list[Float64]:
+    """Of each job (N, S): the last token's stream along `vectors` (S, H), one for each place."""
+    parts = [padded_batches(prompts, ROWS) for prompts, _ in jobs]
+    batches = [batch for part in parts for batch in part]
+    steering = [how for part, (_, how) in zip(parts, jobs, strict=True) for _ in part]
+    watcher = _Projections(batches, vectors)
+    run_layers(
+        folder,
+        batches,
+        [Steer(steering), watcher],
+        device=device,
+        dtype=dtype,
+        on_progress=on_progress,
     )
-    for indices in ranges:
-        last = [
-            (index, row, int(length) - 1)
-            for index in indices
-            for row, length in enumerate(batches[index].mask.sum(1))
-        ]
-        yield torch.log_softmax(final.logits(last).double(), dim=-1).numpy()
+    found = iter(watcher.found)
+    return [np.concatenate([next(found) for _ in part]) for part in parts]
 
 
-class _Steer(Observer):
-    def __init__(self, steering: Sequence[Steering]) -> None:
-        self._steering = steering
+class _Projections(_Stream):
+    def __init__(self, batches: Sequence[Batch], vectors: NDArray[np.float32]) -> None:
+        super().__init__(len(vectors) // 2)
+        self._vectors = torch.from_numpy(vectors).double()
+        self._last = [batch.mask.sum(1) - 1 for batch in batches]
+        self.found = [np.zeros((len(batch.ids), len(vectors))) for batch in batches]
 
-    def layer_input(self, layer: int, batch: int, hidden: Tensor) -> Tensor | None:
-        """Put a vector in, where the batch's steering has one for this layer."""
-        added = self._steering[batch].added
-        if added is None or added[0] != layer:
-            return None
-        return hidden + torch.from_numpy(added[1]).to(hidden)
-
-    def block_output(self, layer: int, name: str, batch: int, hidden: Tensor) -> Tensor | None:
-        """Take a direction out of what a block adds."""
-        removed = self._steering[batch].removed.get((layer, name))
-        if removed is None:
-            return None
-        direction = torch.from_numpy(removed[0]).to(hidden)
-        return hidden - removed[1] * (hidden @ direction)[..., None] * direction
-
-
-def greedy_replies(
-    folder: Path,
-    prompts: Prompts,
-    tokens: int,
-    stop_ids: frozenset[int],
-    *,
-    device: str = "cpu",
-    dtype: str = "float32",
-    on_progress: Steps | None = None,
-) -> list[list[int]]:
-    """Greedy continuations of at most `tokens` ids; every token is a pass over all layers.
-
-    Meant for the few words by which a refusal shows; there is no KV cache to keep between layers.
-    """
-    replies: list[list[int]] = [[] for _ in prompts]
-    for _ in range(tokens):
-        going = [i for i, reply in enumerate(replies) if not reply or reply[-1] not in stop_ids]
-        if not going:
-            break
-        texts = [[*prompts[i], *replies[i]] for i in going]
-        (found,) = steered_logits(
-            folder, [(texts, NOTHING)], device=device, dtype=dtype, on_progress=on_progress
-        )
-        for index, row in zip(going, found, strict=True):
-            replies[index].append(int(row.argmax()))
-    return replies
+    def see(self, place: int, batch: int, hidden: Tensor) -> None:
+        """Project the last token of every row."""
+        last = self._last[batch]
+        picked = hidden.cpu().double()[torch.arange(len(last)), last]
+        self.found[batch][:, place] = (picked @ self._vectors[place]).numpy()

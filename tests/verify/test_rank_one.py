@@ -61,6 +61,23 @@ def test_a_strangers_abliteration_is_named_with_its_strength_and_its_directions(
     assert report.exit_code == 1
 
 
+def test_an_edited_embedding_shares_the_direction_of_the_projections(
+    base: Path, tmp_path: Path
+) -> None:
+    def edit(tensors: Tensors) -> None:
+        ablate(1.0, common=True)(tensors)
+        r = torch.randn(256, generator=torch.Generator().manual_seed(3)).double()
+        r /= r.norm()
+        name = "model.embed_tokens.weight"
+        wide = tensors[name].double()
+        tensors[name] = (wide - torch.outer(wide @ r, r)).bfloat16()
+
+    report = diff(base, changed(base, tmp_path / "b", edit))
+    assert report.relation is Relation.ABLATED
+    assert "5 of 5 changed matrices" in report.reason
+    assert "5 of them the same" in report.reason
+
+
 def full_rank(tensors: Tensors) -> None:
     name = "model.layers.0.mlp.down_proj.weight"
     noise = torch.randn(tensors[name].shape, generator=torch.Generator().manual_seed(4))

@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 from convert.terminal import console, plain_table, printable
-from verify.abliteration.gate import GateReport
+from verify.abliteration.contents import GateReport
 from verify.check import Outcome
 
 _MARKS = {"pass": "pass", "fail": "FAIL", "not_enough_evidence": "unsure"}
@@ -16,13 +16,14 @@ def print_gate(report: GateReport) -> None:
     """One table a pair."""
     out = console()
     for pair in report.pairs:
-        out.print(printable(f"{pair.edited} ({pair.type}) against {pair.unedited}"))
+        edited = pair.artifact
+        out.print(printable(f"{edited.name} ({edited.type}) against {pair.unedited}"))
         table = plain_table("check", "", "")
-        for outcome in pair.outcomes:
+        for outcome in edited.outcomes:
             table.add_row(*_row(outcome))
         out.print(table)
     for control in report.controls:
-        out.print(printable(f"control: {control.verdict.reason}"))
+        out.print(printable(f"control: {control.outcomes[0].verdict.reason}"))
     out.print(f"{_MARKS[report.state.value]}: edit {report.edit['sha256'][:12]}")
 
 
@@ -35,18 +36,25 @@ def _row(outcome: Outcome) -> tuple[str, str, str]:
     return outcome.check, _MARKS[verdict.state.value], "\n".join(printable(x) for x in lines)
 
 
-def card_text(report: GateReport) -> str:
-    """Markdown that says plainly what was done, by what, and what was measured."""
+def statement(report: GateReport) -> str:
+    """What was done to the model, by what, and whose responsibility its use is."""
     source: dict[str, Any] = report.edit["provenance"].get("source", {})
     name = source.get("repo") or source.get("name") or "the source model"
-    revision = f" at revision `{source['revision']}`" if source.get("revision") else ""
-    lines = [
-        "## Refusals were removed from this model",
-        "",
+    revision = f" at revision {source['revision']}" if source.get("revision") else ""
+    return (
         f"The weights of {name}{revision} were edited with {report.tool} so that it no longer"
         " refuses: from every edited projection the direction along which refused and harmless"
         " prompts differ was taken out (abliteration). The model will answer requests that the"
-        " original refuses. Whoever deploys it is responsible for what it is used for.",
+        " original refuses. Whoever deploys it is responsible for what it is used for."
+    )
+
+
+def card_text(report: GateReport) -> str:
+    """Markdown that says plainly what was done, by what, and what was measured."""
+    lines = [
+        "## Refusals were removed from this model",
+        "",
+        statement(report),
         "",
         f"Edit `{report.edit['sha256']}`. Measured on the edited files, each against the unedited"
         " file of the same type:",
@@ -54,10 +62,9 @@ def card_text(report: GateReport) -> str:
         "| file | check | result |",
         "|---|---|---|",
     ]
-    for pair in report.pairs:
-        for outcome in pair.outcomes:
+    for artifact in report.artifacts:
+        for outcome in artifact.outcomes:
             mark = _MARKS[outcome.verdict.state.value]
             reason = outcome.verdict.reason.replace("|", "\\|")
-            lines.append(f"| {pair.edited} | {outcome.check} | {mark}: {reason} |")
-    lines += [f"| control | refusals | {c.verdict.reason} |" for c in report.controls]
+            lines.append(f"| {artifact.name} | {outcome.check} | {mark}: {reason} |")
     return "\n".join(lines) + "\n"

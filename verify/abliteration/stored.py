@@ -9,7 +9,7 @@ is held at a time: the largest of a 405B model takes 3.5 GB in float32.
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 
@@ -23,7 +23,7 @@ from convert.gguf_plan import gguf_outputs
 from convert.gguf_reader import GGUFFile, read_gguf
 from convert.output_tensor import OutputTensor, Scheme
 from convert.tensor import DTYPES, Block, Float32, TensorInfo, round_to
-from quantize.compressed_tensors import TARGETS
+from quantize.compressed_tensors import KNOWN
 from quantize.ggml import Ggml
 from verify.artifact import Artifact, Kind
 
@@ -40,20 +40,32 @@ class StoredTensors:
     folder: Checkpoint | None = None
     _outputs: dict[str, OutputTensor] = field(default_factory=dict)
 
-    def names(self) -> list[str]:
-        """Names of the base's tensors that are stored in some form."""
-        if self.gguf is not None:
-            return [n for n, o in self._outputs.items() if o.name in self.gguf.tensors]
-        return [name for name in self.base.tensors if self._parts(name)]
+    def held(self) -> list[str]:
+        """Everything the artifact holds, by its own names and in its own order."""
+        return list(self.gguf.tensors if self.gguf is not None else self.folder_tensors)
 
-    def sha256(self, name: str) -> str:
-        """Of all bytes that stand for the tensor."""
-        digest = hashlib.sha256()
+    def parts_of(self, name: str) -> list[str]:
+        """What stands for one of the base's tensors, by the artifact's own names."""
         if self.gguf is not None:
-            digest.update(self.gguf.read(self._outputs[name].name))
-        for info in self._parts(name):
-            digest.update(self._raw(info).data)
+            return [self._outputs[name].name] if name in self._outputs else []
+        return [info.name for info in self._parts(name)]
+
+    def sha256(self, held: str) -> str:
+        """Of the form and the bytes of something the artifact holds."""
+        if self.gguf is not None:
+            there = self.gguf.tensors[held]
+            digest = hashlib.sha256(repr((there.ggml_type, there.shape)).encode())
+            digest.update(self.gguf.read(held))
+            return digest.hexdigest()
+        info = self.folder_tensors[held]
+        digest = hashlib.sha256(repr((info.dtype, info.shape)).encode())
+        digest.update(self._raw(info).data)
         return digest.hexdigest()
+
+    @property
+    def folder_tensors(self) -> Mapping[str, TensorInfo]:
+        """What a folder's headers list."""
+        return self.folder.tensors if self.folder is not None else {}
 
     def values(self, name: str) -> Float32:
         """(rows, columns) as stored."""
@@ -95,7 +107,9 @@ class StoredTensors:
                     f" {info.shape}, as in {self.base.path}"
                 )
             return Cast(info.dtype), [self._raw(parts[name])]
-        row = TARGETS.get(self.artifact.type)
+        if not parts:
+            raise CheckpointError(f"{self.artifact.name}: {name} is missing")
+        row = KNOWN.get(self.artifact.type)
         if row is None:
             raise UnsupportedError(
                 f"{self.artifact.name}: {self.artifact.type} is no scheme whose codes are read here"
@@ -109,9 +123,7 @@ class StoredTensors:
 
     def _parts(self, name: str) -> list[TensorInfo]:
         """What a folder stores for one tensor: weight, scales, shape."""
-        if self.folder is None:
-            return []
-        found = (self.folder.tensors.get(name + mark) for mark in _MARKS)
+        found = (self.folder_tensors.get(name + mark) for mark in _MARKS)
         return [info for info in found if info is not None]
 
     def _raw(self, info: TensorInfo) -> np.ndarray:

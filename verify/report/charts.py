@@ -4,7 +4,7 @@ In: an `ArtifactReport`. Out: numbers in the units of an inline SVG, or None whe
 has them was not made. A drawing shows every point of its check: nothing is sampled or smoothed.
 
     tensors   a bar a tensor, in file order: its relative error (GGUF), or its largest error over
-              the bound (FP8), each from zero to the largest
+              the bound (FP8), or over the rounding floor (abliteration), from zero to the largest
     spans     mean KL of each part of the replies with its interval, and the limit, on a logarithmic
               scale, as parts differ by powers of ten; what is below 1e-6 is at its left end
     triggers  margin of the first decision, the reference's across and the artifact's up; what lies
@@ -24,7 +24,11 @@ TENSORS_WIDTH, TENSORS_HEIGHT = 640.0, 110.0
 SPANS_WIDTH, SPANS_EDGE = 320.0, 6.0
 LEAST_KL = 1e-6
 SQUARE, SQUARE_EDGE = 260.0, 8.0
-_TENSORS = {"gguf_weights": "error", "weights": "ratio"}
+_TENSORS = {
+    "gguf_weights": ("error", "relative error"),
+    "weights": ("ratio", "largest error over its bound"),
+    "residue": ("ratio", "error along the direction over its rounding floor"),
+}
 
 
 @dataclass(frozen=True, slots=True)
@@ -99,9 +103,9 @@ class Scatter:
 def tensor_bars(artifact: ArtifactReport) -> Bars | None:
     """Errors by tensor."""
     for outcome in artifact.outcomes:
-        key = _TENSORS.get(outcome.check)
-        if key is None:
+        if outcome.check not in _TENSORS:
             continue
+        key, what = _TENSORS[outcome.check]
         found = [(p.subject, v) for p in outcome.points if (v := p.values.get(key)) is not None]
         most = max((value for _, value in found), default=0.0)
         if most <= 0:
@@ -112,7 +116,6 @@ def tensor_bars(artifact: ArtifactReport) -> Bars | None:
                 round(value / most * TENSORS_HEIGHT, 2), value)
             for i, (name, value) in enumerate(found)
         )  # fmt: skip
-        what = "relative error" if key == "error" else "largest error over its bound"
         return Bars(what, max(bars, key=lambda bar: bar.value), bars)
     return None
 

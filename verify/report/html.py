@@ -1,6 +1,7 @@
 """The report as one HTML file that needs nothing else: no network, no script, light and dark.
 
-In: a `Report`. Out: the text of `report.html`, made by jinja2 from the template beside this file.
+In: a `Report`. Out: the text of `report.html`, made by jinja2 from the templates beside this file;
+`report.html.j2` is also the page that other packages' reports extend, `parts.html.j2` their parts.
 The first screen answers a release manager: what passed, what got worse, by how much, with which
 certainty. All else is folded away below, one artifact after another.
 
@@ -12,7 +13,7 @@ these numbers is listed with what it has: checks are data, a new one needs no ch
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import cache
 from typing import TYPE_CHECKING
@@ -73,21 +74,21 @@ class Pair:
 
 def render_html(report: Report) -> str:
     """The whole file."""
-    return _template().render(
+    return template(_TEMPLATE).render(
         report=report,
-        words=WORDS,
         kinds=list(report.reference.scores.kinds),
         summary={artifact.name: summarise(artifact) for artifact in report.artifacts},
-        shown_differences=DIFFERENCES_SHOWN,
     )
 
 
 @cache
-def _template() -> Template:
+def template(name: str, package: str = "verify.report") -> Template:
+    """A template of this package, or of another that extends it and is made of its parts."""
     import jinja2
 
+    packages = dict.fromkeys((package, "verify.report"))
     environment = jinja2.Environment(
-        loader=jinja2.PackageLoader("verify.report", ""),
+        loader=jinja2.ChoiceLoader([jinja2.PackageLoader(place, "") for place in packages]),
         autoescape=True,
         undefined=jinja2.StrictUndefined,
         trim_blocks=True,
@@ -101,6 +102,8 @@ def _template() -> Template:
         "megabytes": megabytes,
     }
     environment.globals |= {
+        "words": WORDS,
+        "shown_differences": DIFFERENCES_SHOWN,
         "checks": lambda artifact: {outcome.check: outcome for outcome in artifact.outcomes},
         "whiskers": whiskers,
         "confusion_rows": confusion_rows,
@@ -114,7 +117,7 @@ def _template() -> Template:
         "square": SQUARE,
         "plot_width": PLOT_WIDTH,
     }
-    return environment.get_template(_TEMPLATE)
+    return environment.get_template(name)
 
 
 def summarise(artifact: ArtifactReport) -> str:
@@ -187,7 +190,7 @@ def confusion_rows(
     return words, rows
 
 
-def pairs(artifact: ArtifactReport) -> list[Pair]:
+def pairs(found: Sequence[Difference]) -> list[Pair]:
     """The first differing prompts, both replies in marked pieces."""
-    shown = artifact.differences[:DIFFERENCES_SHOWN]
+    shown = found[:DIFFERENCES_SHOWN]
     return [Pair(d, *marked(d.reference, d.artifact)) for d in shown]

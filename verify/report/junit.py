@@ -7,19 +7,20 @@ no way to write most control characters at all.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from xml.etree import ElementTree as ET
 
 from verify.check import Outcome, State
-from verify.report.contents import ArtifactReport, Report
+from verify.report.contents import ArtifactReport
 from verify.report.shown import visible
 
 _ELEMENTS = {State.FAIL: "failure", State.NOT_ENOUGH_EVIDENCE: "error"}
 
 
-def render_junit(report: Report) -> str:
-    """The whole file."""
-    root = ET.Element("testsuites", name=visible(f"{report.tool} verify"))
-    for artifact in report.artifacts:
+def render_junit(name: str, artifacts: Sequence[ArtifactReport]) -> str:
+    """The whole file; `name` is the tool's and the verb's."""
+    root = ET.Element("testsuites", name=visible(name))
+    for artifact in artifacts:
         root.append(_suite(artifact))
     for key in ("tests", "failures", "errors"):
         root.set(key, str(sum(int(suite.attrib[key]) for suite in root)))

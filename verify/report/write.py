@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
+from typing import Any
 
 from convert.errors import InputError
 from convert.staging import write_whole
@@ -26,10 +27,16 @@ def prepare_folder(folder: Path) -> None:
 
 def write_report(report: Report, folder: Path) -> tuple[Path, ...]:
     """Write all three forms; the paths written. Raises InputError where that cannot be done."""
+    junit = render_junit(f"{report.tool} verify", report.artifacts)
+    return write_forms(render_html(report), report.to_dict(), junit, folder)
+
+
+def write_forms(html: str, content: dict[str, Any], junit: str, folder: Path) -> tuple[Path, ...]:
+    """Write a report of any verb, rendered; the paths written."""
     forms = {
-        "report.html": render_html(report),
-        "report.json": json.dumps(report.to_dict(), indent=2, allow_nan=False) + "\n",
-        "junit.xml": render_junit(report),
+        "report.html": html,
+        "report.json": json.dumps(content, indent=2, allow_nan=False) + "\n",
+        "junit.xml": junit,
     }
     prepare_folder(folder)
     try:

@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
 import subprocess
 import sys
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -19,16 +21,27 @@ from convert.rendering import Tokenizer
 from quantize.abliteration.apply import apply, parse_strengths
 from quantize.abliteration.candidates import BY_LAYER, SINGLE, make_candidates
 from quantize.abliteration.edit_folder import read_edit, write_edit
+from quantize.abliteration.means import members_of
 from quantize.abliteration.measure import measure
 from quantize.abliteration.measurement import (
+    COMPLIED,
     Baseline,
     Measurement,
     read_measurement,
     write_measurement,
 )
-from quantize.abliteration.prompts import HARMLESS, PLAIN, REFUSED, TOOLS, read_prompts
+from quantize.abliteration.prompts import (
+    HARMLESS,
+    PLAIN,
+    REFUSED,
+    TOOLS,
+    Prompt,
+    PromptSet,
+    read_prompts,
+)
 from quantize.abliteration.selection import read_selection, select
-from quantize.activations.residuals import NOTHING, Steering, residual_sums, steered_logits
+from quantize.activations.residuals import projections, residual_sums
+from quantize.activations.steering import NOTHING, Steering, steered_logits
 from tests.command import invoke
 from tests.miniature import TEMPLATE, Shape, change_json, write_checkpoint
 from tests.quantize.abliteration.edits import random_edit, writers
@@ -90,8 +103,6 @@ def test_a_model_that_does_not_refuse_ends_with_nothing_to_remove(
     assert again.nothing is not None
     with pytest.raises(InputError, match="baseline and no means"):
         select(str(miniature), tmp_path / "m")
-    with pytest.raises(InputError, match="of another model"):
-        measure(str(miniature), *files, tmp_path / "m", contrast="complied")
 
 
 def test_mistakes_in_what_is_given_are_named_before_the_model_runs(
@@ -144,7 +155,15 @@ def test_sums_and_steering_are_those_of_transformers_with_hooks(tmp_path: Path) 
                 "mlp.down_proj" if block == "mlp" else "self_attn.o_proj"
             )
             module.weight.copy_(module.weight - 1.5 * torch.outer(r, r @ module.weight))
+        vectors = np.stack([r.numpy()] * 7)
+        before, after = projections(
+            folder, [(prompts, NOTHING), (prompts, Steering(removed))], vectors
+        )
+        np.testing.assert_allclose(before[:, 0], sums.total[[0, 1], -1, 0] @ r.numpy(), atol=1e-5)
+        np.testing.assert_allclose(before[:, 4], sums.total[[0, 1], -1, 4] @ r.numpy(), atol=1e-5)
         for row, prompt in enumerate(prompts):
+            edited = model.model(torch.tensor([prompt]), output_hidden_states=True).hidden_states
+            np.testing.assert_allclose(after[row, 4], edited[2][0, -1] @ r, atol=1e-4)
             wanted = torch.log_softmax(model(torch.tensor([prompt])).logits[0, -1], -1)
             np.testing.assert_allclose(steered[row], wanted, atol=1e-4)
     assert np.abs(plain - steered).max() > 1e-3
@@ -158,10 +177,25 @@ def measurement(layers: int = 4, positions: int = 2, hidden: int = 8) -> Measure
         mean[:, 0] = 1.0  # the same token everywhere: nothing differs before the first layer
         arrays[f"{PLAIN}.{kind}"] = mean
         arrays[f"{PLAIN}.{kind}.squares"] = np.square(mean).sum(-1) + 1
-    from quantize.abliteration.prompts import PromptSet
-
     prompts = PromptSet((), ("a",) * positions, {})
-    return Measurement("f", HARMLESS, layers, prompts, Baseline(9, 9, 9, 0, 9, (1,)), arrays)
+    return Measurement(
+        {"model": "f"}, HARMLESS, layers, prompts, Baseline(9, 9, 9, 0, 9, (1,)), arrays
+    )
+
+
+def test_each_class_counts_the_prompts_that_did_what_it_says() -> None:
+    rows = [
+        Prompt("kept for choosing", REFUSED, PLAIN, True, (1,), True),
+        Prompt("refused", REFUSED, PLAIN, False, (1,), True),
+        Prompt("answered all the same", REFUSED, PLAIN, False, (1,), False),
+        Prompt("harmless", HARMLESS, PLAIN, False, (1,), False),
+        Prompt("refused though harmless", HARMLESS, PLAIN, False, (1,), True),
+        Prompt("with tools", REFUSED, TOOLS, False, (1,), True),
+    ]
+    found = replace(measurement(), prompts=PromptSet(tuple(rows), ("a",), {}))
+    classes = {(PLAIN, REFUSED): [1], (PLAIN, COMPLIED): [2], (PLAIN, HARMLESS): [3]}
+    for (variant, kind), wanted in {**classes, (TOOLS, REFUSED): [5]}.items():
+        assert list(members_of(found, variant, kind, validation=False)) == wanted, kind
 
 
 def test_candidates_are_unit_directions_and_one_without_a_difference_says_so() -> None:
@@ -219,6 +253,38 @@ def test_on_hermes_nano_the_refusal_is_found_and_random_directions_do_nothing(ch
     assert len(random) == 3
     assert all(row.bypassed == 0 for row in random)
     assert all(row.why for row in selection.ranked if not row.sound)
+
+
+def test_choosing_goes_on_after_the_last_pass(
+    chosen: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    folder = shutil.copytree(chosen, tmp_path / "m")
+    (folder / "selection.json").unlink()
+    monkeypatch.setattr("quantize.abliteration.selection.STATES_BYTES", 12 << 20)
+    passes: list[int] = []
+
+    def look(what: str, done: int, total: int) -> None:
+        passes.append(total) if what.startswith("layer 0") and done == 1 else None
+        if len(passes) == stop:
+            raise KeyboardInterrupt
+
+    stop = 3
+    with pytest.raises(KeyboardInterrupt):
+        select(str(NANO), folder, strengths=(1.5,), on_progress=look)
+    assert not (folder / "selection.json").exists()
+    first, stop = len(passes), -1
+    select(str(NANO), folder, strengths=(1.5,), on_progress=look)
+    resumed = len(passes) - first
+    (folder / "selection.json").rename(tmp_path / "resumed.json")
+    passes.clear()
+    select(str(NANO), folder, strengths=(1.5,), on_progress=look)
+    assert 0 < resumed == len(passes) - 2, "two passes were not made again"
+    resumed_rows, rows = (
+        {row["id"]: row for row in json.loads(path.read_text())["ranked"]}
+        for path in (tmp_path / "resumed.json", folder / "selection.json")
+    )
+    assert resumed_rows == rows
+    assert not list(folder.glob("*unfinished*"))
 
 
 def test_an_edit_says_where_it_comes_from_and_names_no_path(chosen: Path, tmp_path: Path) -> None:

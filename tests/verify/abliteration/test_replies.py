@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
@@ -11,7 +12,8 @@ import pytest
 
 from convert.conversation import Conversation, Expected
 from tests.command import invoke
-from verify.abliteration.replies import Limits, Said, check_control, check_replies
+from verify.abliteration.replies import Limits, check_control, check_replies
+from verify.abliteration.said import Said
 from verify.check import State
 from verify.engines.log_probabilities import Scored
 from verify.evidence import Answer
@@ -89,6 +91,24 @@ def test_each_damage_fails_its_check(
 ) -> None:
     found = states(BEFORE, damage(AFTER))
     assert {check for check, state in found.items() if state is State.FAIL} == failing, name
+
+
+def test_what_is_no_number_fails_and_an_empty_class_decides_nothing_and_json_can_hold_both() -> (
+    None
+):
+    broken = replace(AFTER, scored=(scored(float("nan")),) * COUNT)
+    drift = check_replies(asked("refused"), asked("harmless"), BEFORE, broken, Limits())[-1]
+    assert drift.verdict.state is State.FAIL
+    assert drift.verdict.numbers["mean_kl"] is None
+    assert "not a finite number" in drift.verdict.reason
+    empty = [replace(s, refused=(), scores=np.array([])) for s in (BEFORE, AFTER)]
+    refusals, compliance, *rest = check_replies([], asked("harmless"), *empty, Limits())
+    for outcome in (refusals, compliance):
+        assert outcome.verdict.state is State.NOT_ENOUGH_EVIDENCE
+        assert "no such prompt" in outcome.verdict.reason
+    assert refusals.verdict.numbers["mean_score_after"] is None
+    for outcome in (drift, refusals, compliance, *rest):
+        json.dumps(dict(outcome.verdict.numbers), allow_nan=False)
 
 
 def test_a_model_that_did_not_refuse_has_nothing_to_remove() -> None:
