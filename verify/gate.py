@@ -35,6 +35,7 @@ class Drops(BaseModel):
     lost_calls: Share
     spurious_calls: Share
     malformed_calls: Share
+    portability: Share
     json_mode: Share
     wrong_refusals: Share
     missing_refusals: Share

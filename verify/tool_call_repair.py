@@ -13,6 +13,7 @@ from __future__ import annotations
 
 import ast
 import json
+import math
 import re
 import warnings
 from collections.abc import Callable
@@ -52,7 +53,9 @@ def scan_value(text: str, start: int) -> int | None:
 
 
 def loads_strict(text: str, *, twins: bool = False, controls: bool = False) -> Any:
-    """JSON and nothing else: no NaN, no key twice, no deep nesting. Raises ValueError.
+    """JSON and nothing else: no NaN, no key twice, no deep nesting, nothing too large for a double.
+
+    Raises ValueError.
 
     `twins` allows a key to appear twice, `controls` raw control characters inside strings.
     """
@@ -62,6 +65,7 @@ def loads_strict(text: str, *, twins: bool = False, controls: bool = False) -> A
         strict=not controls,
         object_pairs_hook=None if twins else _no_twins,
         parse_constant=_no_constant,
+        parse_float=_finite,
     )
 
 
@@ -195,3 +199,10 @@ def _no_twins(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
 
 def _no_constant(name: str) -> Any:
     raise ValueError(f"{name} is not JSON")
+
+
+def _finite(digits: str) -> float:
+    value = float(digits)
+    if math.isinf(value):
+        raise ValueError(f"{digits} is beyond the range of a double")
+    return value
