@@ -6,7 +6,8 @@ Out: `Conversation` values, in file order, checked as far as a file can be check
     {"id": "weather-1", "tags": ["single"],
      "messages": [{"role": "user", "content": "Weather in Oslo?"}],
      "tools": [{"type": "function", "function": {"name": "weather", "parameters": {...}}}],
-     "expected": {"calls": [{"name": "weather", "arguments": {"city": "Oslo"}}]}}
+     "expected": {"calls": [{"name": "weather", "arguments": {"city": "Oslo"}}]},
+     "then": [{"messages": [{"role": "tool", "content": "-3"}], "expected": {"calls": []}}]}
 
 Messages and tools stay JSON objects, because a chat template may read any of their keys. JSON is
 read more strictly than Python does: a key twice in an object, NaN and Infinity, and half of a
@@ -28,7 +29,8 @@ from convert.errors import ConversationError
 
 JsonObject = dict[str, Any]
 
-_CONVERSATION_KEYS = ("id", "tags", "messages", "tools", "expected")
+_CONVERSATION_KEYS = ("id", "tags", "messages", "tools", "expected", "then")
+_TURN_KEYS = ("messages", "expected")
 _MESSAGE_KEYS = ("role", "content", "name", "tool_calls", "tool_call_id", "reasoning_content")
 _EXPECTED_KEYS = ("calls", "text", "json", "schema", "refusal")
 
@@ -81,14 +83,28 @@ class Expected:
 
 
 @dataclass(frozen=True, slots=True)
+class Turn:
+    """What comes after a reply: the recorded results of its calls, or words of the user, and then
+    the next reply looked for."""
+
+    messages: tuple[JsonObject, ...]
+    expected: Expected | None = None
+
+
+@dataclass(frozen=True, slots=True)
 class Conversation:
-    """Messages in OpenAI's form, the tools on offer (none: empty) and the reply looked for."""
+    """Messages in OpenAI's form, the tools on offer (none: empty) and the reply looked for.
+
+    `then` are further turns, in order: only verify replays them. `turn` counts from 1.
+    """
 
     id: str
     messages: tuple[JsonObject, ...]
     tools: tuple[JsonObject, ...] = ()
     expected: Expected | None = None
     tags: tuple[str, ...] = ()
+    then: tuple[Turn, ...] = ()
+    turn: int = 1
 
 
 def read_conversations(path: Path) -> list[Conversation]:
@@ -120,17 +136,41 @@ def parse_conversation(value: Any, where: str) -> Conversation:
     """One decoded JSON object as a Conversation; `where` begins every error message."""
     record = _object(value, where, "a conversation")
     _reject_unknown(record, _CONVERSATION_KEYS, where)
+    return Conversation(
+        id=_text(_require(record, "id", where), where, "id"),
+        messages=_messages(record, where),
+        tools=_tools(record["tools"], where) if "tools" in record else (),
+        expected=_expected_of(record, where),
+        tags=tuple(_text(t, where, "a tag") for t in _list(record.get("tags", []), where, "tags")),
+        then=_turns(record["then"], where) if "then" in record else (),
+    )
+
+
+def _turns(value: Any, where: str) -> tuple[Turn, ...]:
+    turns = []
+    for index, item in enumerate(_list(value, where, "then")):
+        place = f"{where}: then[{index}]"
+        record = _object(item, place, "a turn")
+        _reject_unknown(record, _TURN_KEYS, place)
+        messages = _messages(record, place)
+        if any(message["role"] == "assistant" for message in messages):
+            raise ConversationError(
+                f"{place}: a message of the assistant; between two replies stand tool results and"
+                " words of the user, the replies are the model's own"
+            )
+        turns.append(Turn(messages, _expected_of(record, place)))
+    return tuple(turns)
+
+
+def _messages(record: JsonObject, where: str) -> tuple[JsonObject, ...]:
     messages = _list(_require(record, "messages", where), where, "messages")
     if not messages:
         raise ConversationError(f"{where}: messages is empty; expected at least one message")
-    expected = _expected(record["expected"], f"{where}: expected") if "expected" in record else None
-    return Conversation(
-        id=_text(_require(record, "id", where), where, "id"),
-        messages=tuple(_message(m, f"{where}: messages[{i}]") for i, m in enumerate(messages)),
-        tools=_tools(record["tools"], where) if "tools" in record else (),
-        expected=expected,
-        tags=tuple(_text(t, where, "a tag") for t in _list(record.get("tags", []), where, "tags")),
-    )
+    return tuple(_message(m, f"{where}: messages[{i}]") for i, m in enumerate(messages))
+
+
+def _expected_of(record: JsonObject, where: str) -> Expected | None:
+    return _expected(record["expected"], f"{where}: expected") if "expected" in record else None
 
 
 def _message(value: Any, where: str) -> JsonObject:

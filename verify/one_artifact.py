@@ -31,6 +31,7 @@ from verify.portability import check_portability
 from verify.report.contents import ArtifactReport, Scores
 from verify.served import NAME as SERVED_CALLS
 from verify.served import check_served_calls
+from verify.strata import Stratum, strata
 from verify.structure import check_structure
 from verify.summary import fit_report, scores
 from verify.teacher_forcing import score_artifact
@@ -86,6 +87,7 @@ def verify_one(
         not_measured=_not_measured(outcomes) if answered else (),
         confusion=answered.confusion if answered else {},
         differences=answered.differences if answered else (),
+        strata=answered.strata if answered else (),
         fit=fit_report(artifact) if outcomes[0].verdict.state is not State.FAIL else None,
     )
 
@@ -112,6 +114,7 @@ class _Answered:
     scores: Scores
     confusion: dict[str, dict[str, int]]
     differences: tuple[Difference, ...]
+    strata: tuple[Stratum, ...]
 
 
 def _look_at_answers(evidence: Evidence, found: _Found) -> _Answered:
@@ -129,7 +132,8 @@ def _look_at_answers(evidence: Evidence, found: _Found) -> _Answered:
         found.info,
         scores(reference, found.answers),
         confusion(reference.conversations, pairs),
-        tuple(differences(reference.conversations, pairs)),
+        tuple(differences(reference.conversations, pairs, evidence.thresholds.tier)),
+        strata(reference.conversations, pairs, evidence.thresholds.tier),
     )
 
 

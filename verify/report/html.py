@@ -38,6 +38,8 @@ if TYPE_CHECKING:
 WORDS = {State.PASS: "pass", State.FAIL: "fail", State.NOT_ENOUGH_EVIDENCE: "not enough evidence"}
 DIFFERENCES_SHOWN = 100
 PLOT_WIDTH, PLOT_EDGE = 220.0, 6.0
+COUNTED = ("agreement", "portability")
+"""Checks whose points are counts, shown as a table."""
 _TEMPLATE = "report.html.j2"
 _DROP = ("drop", "drop_low", "drop_high", "margin")
 
@@ -113,6 +115,7 @@ def _template() -> Template:
         "spans_width": SPANS_WIDTH,
         "square": SQUARE,
         "plot_width": PLOT_WIDTH,
+        "counted": COUNTED,
     }
     return environment.get_template(_TEMPLATE)
 
