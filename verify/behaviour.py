@@ -7,6 +7,7 @@ In: the answers of both. Out: one Outcome a row of `MEASURES`, each a check by i
     lost_calls         calls are due: something is called, not a sentence or a refusal in its place
     spurious_calls     no call is due although there are tools: none is made
     malformed_calls    tools are on offer: nothing is written that is almost a call
+    schema_valid       the reference calls: no call is made that its function's schema refuses
     json_mode          JSON is due: the reply is one JSON value, valid for its schema
     wrong_refusals     nothing says that a refusal is due: none comes
     missing_refusals   a refusal is due: it comes
@@ -35,6 +36,7 @@ from verify.call_outcomes import (
     calls_due,
     is_right,
 )
+from verify.call_schemas import are_schemas, are_valid
 from verify.check import Finding, Number, Outcome, State, Verdict
 from verify.equality import Due, Tier
 from verify.evidence import Answer, Evidence
@@ -76,6 +78,7 @@ class Measure:
     right: str
     judge: Judge
     margin: str = ""
+    of_a_benchmark: bool = False
 
     @property
     def drop(self) -> str:
@@ -109,6 +112,13 @@ def _writes_calls_well(asked: Asked, answer: Answer) -> bool | None:
     return not answer.reply.malformed if asked.conversation.tools else None
 
 
+def _keeps_to_schemas(asked: Asked, answer: Answer) -> bool | None:
+    tools = asked.conversation.tools
+    if not (tools and asked.ours.reply.calls and are_schemas(tools)):
+        return None
+    return are_valid(answer.reply.calls, tools)
+
+
 def _writes_json(asked: Asked, answer: Answer) -> bool | None:
     expected = asked.conversation.expected
     if expected is None or expected.json is None:
@@ -132,10 +142,11 @@ def _refuses(asked: Asked, answer: Answer) -> bool | None:
 
 MEASURES = (
     Measure("tool_calls", "exact calls", _makes_the_calls),
-    Measure("bfcl", "right by BFCL's rules", _right_by_bfcl, "tool_calls"),
+    Measure("bfcl", "right by BFCL's rules", _right_by_bfcl, "tool_calls", of_a_benchmark=True),
     Measure("lost_calls", "calls made where calls are due", _calls_at_all),
     Measure("spurious_calls", "no call where none is due", _calls_nothing),
     Measure("malformed_calls", "nothing malformed", _writes_calls_well),
+    Measure("schema_valid", "nothing invalid for its schema", _keeps_to_schemas, "malformed_calls"),
     Measure("json_mode", "valid JSON", _writes_json),
     Measure("wrong_refusals", "no refusal where none is due", _does_not_refuse),
     Measure("missing_refusals", "a refusal where one is due", _refuses),
@@ -151,7 +162,7 @@ def check_behaviour(evidence: Evidence, /) -> list[Outcome]:
 def not_measured(outcomes: Sequence[Outcome]) -> tuple[str, ...]:
     """Measures for which the suite has no prompt, given the outcomes of those that it has."""
     made = {outcome.check for outcome in outcomes}
-    return tuple(m.name for m in MEASURES if m.name not in made and not m.margin)
+    return tuple(m.name for m in MEASURES if m.name not in made and not m.of_a_benchmark)
 
 
 def check_measure(evidence: Evidence, measure: Measure) -> Outcome | None:

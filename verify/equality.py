@@ -27,6 +27,7 @@ from typing import Any
 
 from convert.conversation import AcceptedCall, JsonObject, ToolCall
 from verify.bfcl_scoring import matches_by_bfcl, matches_exactly
+from verify.call_schemas import schemas_by_function
 from verify.tool_calls import Reply, canonical_json, compare_calls
 
 Due = tuple[ToolCall, ...] | tuple[AcceptedCall, ...]
@@ -61,7 +62,7 @@ def tier_of_calls(due: Due, calls: Sequence[ToolCall], tools: Tools = ()) -> Tie
         }
     else:
         exact = [call for call in due if isinstance(call, ToolCall)]
-        schemas = _schemas(tools)
+        schemas = schemas_by_function(tools)
         tiers = {
             Tier.JSON: lambda: compare_calls(exact, calls),
             Tier.NUMERIC: lambda: _counted(exact) == _counted(calls),
@@ -90,12 +91,6 @@ def tier_of_replies(ours: Reply, theirs: Reply, tools: Tools = ()) -> Tier | Non
 
 def _written(reply: Reply) -> list[tuple[str, bool]]:
     return [(block.body, block.closed) for block in reply.blocks]
-
-
-def _schemas(tools: Tools) -> dict[str, JsonObject]:
-    """The parameters' schema of every function on offer."""
-    functions = [tool.get("function", tool) for tool in tools]
-    return {f["name"]: f.get("parameters", {}) for f in reversed(functions)}
 
 
 def _counted(calls: Sequence[ToolCall]) -> Counter[tuple[str, str]]:

@@ -100,7 +100,8 @@ def check_portability(evidence: Evidence, /) -> Outcome | None:
 def _pairs(evidence: Evidence) -> list[_Pair]:
     assert evidence.answers is not None
     reference = evidence.reference
-    special = frozenset(reference.tokenizer.special_tokens.values())
+    tokenizer = reference.tokenizer
+    special = frozenset(tokenizer.special_tokens.values()) & frozenset(tokenizer.added_tokens)
     found = []
     for conversation, ours, theirs in zip(
         reference.conversations, reference.answers, evidence.answers, strict=True

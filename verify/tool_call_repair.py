@@ -34,22 +34,28 @@ def scan_value(text: str, start: int) -> int | None:
     None if none begins there, or if a tag, a lone quote or a backslash stands outside a string, or
     it nests deeper than MAX_DEPTH, or it never ends.
     """
-    if text[start : start + 1] not in ("{", "["):
-        return None
+    return scan(text, start)[0]
+
+
+def scan(text: str, start: int) -> tuple[int | None, bool]:
+    """What `scan_value` says, and whether it would say the same with more text after this one."""
+    first = text[start : start + 1]
+    if first not in ("{", "["):
+        return None, first != ""
     depth = 0
     for step in _STEP.finditer(text, start):
         mark = step.group()
         if mark in "{[":
             depth += 1
             if depth > MAX_DEPTH:
-                return None
+                return None, True
         elif mark in "}]":
             depth -= 1
             if depth == 0:
-                return step.end()
+                return step.end(), True
         elif len(mark) == 1 or mark[0] == "<":
-            return None
-    return None
+            return None, mark != '"'
+    return None, False
 
 
 def loads_strict(text: str, *, twins: bool = False, controls: bool = False) -> Any:

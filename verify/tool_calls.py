@@ -27,11 +27,12 @@ from dataclasses import dataclass
 from typing import Any
 
 from convert.conversation import ToolCall
-from verify.tool_call_repair import loads_strict, read_values, scan_value
+from verify.tool_call_repair import loads_strict, read_values, scan, scan_value
 
 OPEN, CLOSE = "<tool_call>", "</tool_call>"
 _TAG = re.compile(f"{OPEN}|{CLOSE}")
 _SPACE = re.compile(r"[ \t\r\n]*")
+_REASONING_TAGS = ("<think>", "<scratch_pad>")
 _REASONING = re.compile(r"\s*<(think|scratch_pad)>(.*?)(?:(</\1>)|\Z)", re.DOTALL)
 
 
@@ -107,6 +108,32 @@ def parse_reply(text: str) -> Reply:
         answer_start=reasoning.end,
         blocks=tuple(blocks),
     )
+
+
+def read_settled(text: str) -> tuple[ToolCall, ...]:
+    """The valid calls at the front of `text` that no text after it could change."""
+    reasoning = read_reasoning(text)
+    rest = text[reasoning.end :].lstrip()
+    if reasoning.unfinished or any(tag.startswith(rest) for tag in _REASONING_TAGS):
+        return ()
+    position = reasoning.end
+    calls: list[ToolCall] = []
+    while tag := _TAG.search(text, position):
+        position = tag.end()
+        if tag.group() == OPEN:
+            if not _is_settled(text, tag.end()):
+                break
+            block = _read_block(text, tag)
+            calls += block.calls
+            position = block.end
+    return tuple(calls)
+
+
+def _is_settled(text: str, start: int) -> bool:
+    """Whether the block whose opening tag ends at `start` would be read so with more text too."""
+    start = skip_space(text, start)
+    end, settled = scan(text, start)
+    return settled and _TAG.search(text, start if end is None else end) is not None
 
 
 def compare_calls(expected: Iterable[ToolCall], got: Iterable[ToolCall]) -> bool:
