@@ -6,7 +6,8 @@ Out: `Conversation` values, in file order, checked as far as a file can be check
     {"id": "weather-1", "tags": ["single"],
      "messages": [{"role": "user", "content": "Weather in Oslo?"}],
      "tools": [{"type": "function", "function": {"name": "weather", "parameters": {...}}}],
-     "expected": {"calls": [{"name": "weather", "arguments": {"city": "Oslo"}}]}}
+     "expected": {"calls": [{"name": "weather", "arguments": {"city": "Oslo"}}]},
+     "then": [{"messages": [{"role": "tool", "content": "-3"}], "expected": {"calls": []}}]}
 
 Messages and tools stay JSON objects, because a chat template may read any of their keys. JSON is
 read more strictly than Python does: a key twice in an object, NaN and Infinity, and half of a
@@ -18,17 +19,25 @@ default one. Nothing is rendered here (`convert/rendering.py`) and nothing score
 
 from __future__ import annotations
 
-import json
-from collections import Counter
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from convert.conversation_json import JsonObject as JsonObject  # from here for all others
+from convert.conversation_json import (
+    kind_of,
+    list_of,
+    load_json,
+    object_of,
+    read_lines,
+    reject_unknown,
+    require,
+    text_of,
+)
 from convert.errors import ConversationError
 
-JsonObject = dict[str, Any]
-
-_CONVERSATION_KEYS = ("id", "tags", "messages", "tools", "expected")
+_CONVERSATION_KEYS = ("id", "tags", "messages", "tools", "expected", "then")
+_TURN_KEYS = ("messages", "expected")
 _MESSAGE_KEYS = ("role", "content", "name", "tool_calls", "tool_call_id", "reasoning_content")
 _EXPECTED_KEYS = ("calls", "text", "json", "schema", "refusal")
 
@@ -81,14 +90,28 @@ class Expected:
 
 
 @dataclass(frozen=True, slots=True)
+class Turn:
+    """What comes after a reply: the recorded results of its calls, or words of the user, and then
+    the next reply looked for."""
+
+    messages: tuple[JsonObject, ...]
+    expected: Expected | None = None
+
+
+@dataclass(frozen=True, slots=True)
 class Conversation:
-    """Messages in OpenAI's form, the tools on offer (none: empty) and the reply looked for."""
+    """Messages in OpenAI's form, the tools on offer (none: empty) and the reply looked for.
+
+    `then` are further turns, in order: only verify replays them. `turn` counts from 1.
+    """
 
     id: str
     messages: tuple[JsonObject, ...]
     tools: tuple[JsonObject, ...] = ()
     expected: Expected | None = None
     tags: tuple[str, ...] = ()
+    then: tuple[Turn, ...] = ()
+    turn: int = 1
 
 
 def read_conversations(path: Path) -> list[Conversation]:
@@ -99,11 +122,11 @@ def read_conversations(path: Path) -> list[Conversation]:
     """
     conversations: list[Conversation] = []
     first_line: dict[str, int] = {}
-    for number, line in enumerate(_read_lines(path), start=1):
+    for number, line in enumerate(read_lines(path), start=1):
         if not line.strip():
             continue
         where = f"{path}:{number}"
-        conversation = parse_conversation(_load_json(line, where), where)
+        conversation = parse_conversation(load_json(line, where), where)
         if conversation.id in first_line:
             raise ConversationError(
                 f"{where}: id {conversation.id!r} was used on line "
@@ -118,29 +141,57 @@ def read_conversations(path: Path) -> list[Conversation]:
 
 def parse_conversation(value: Any, where: str) -> Conversation:
     """One decoded JSON object as a Conversation; `where` begins every error message."""
-    record = _object(value, where, "a conversation")
-    _reject_unknown(record, _CONVERSATION_KEYS, where)
-    messages = _list(_require(record, "messages", where), where, "messages")
-    if not messages:
-        raise ConversationError(f"{where}: messages is empty; expected at least one message")
-    expected = _expected(record["expected"], f"{where}: expected") if "expected" in record else None
+    record = object_of(value, where, "a conversation")
+    reject_unknown(record, _CONVERSATION_KEYS, where)
     return Conversation(
-        id=_text(_require(record, "id", where), where, "id"),
-        messages=tuple(_message(m, f"{where}: messages[{i}]") for i, m in enumerate(messages)),
+        id=text_of(require(record, "id", where), where, "id"),
+        messages=_messages(record, where),
         tools=_tools(record["tools"], where) if "tools" in record else (),
-        expected=expected,
-        tags=tuple(_text(t, where, "a tag") for t in _list(record.get("tags", []), where, "tags")),
+        expected=_expected_of(record, where),
+        tags=tuple(
+            text_of(t, where, "a tag") for t in list_of(record.get("tags", []), where, "tags")
+        ),
+        then=_turns(record["then"], where) if "then" in record else (),
     )
 
 
+def _turns(value: Any, where: str) -> tuple[Turn, ...]:
+    turns = []
+    for index, item in enumerate(list_of(value, where, "then")):
+        place = f"{where}: then[{index}]"
+        record = object_of(item, place, "a turn")
+        reject_unknown(record, _TURN_KEYS, place)
+        messages = _messages(record, place)
+        if any(message["role"] == "assistant" for message in messages):
+            raise ConversationError(
+                f"{place}: a message of the assistant; between two replies stand tool results and"
+                " words of the user, the replies are the model's own"
+            )
+        turns.append(Turn(messages, _expected_of(record, place)))
+    return tuple(turns)
+
+
+def _messages(record: JsonObject, where: str) -> tuple[JsonObject, ...]:
+    messages = list_of(require(record, "messages", where), where, "messages")
+    if not messages:
+        raise ConversationError(f"{where}: messages is empty; expected at least one message")
+    return tuple(_message(m, f"{where}: messages[{i}]") for i, m in enumerate(messages))
+
+
+def _expected_of(record: JsonObject, where: str) -> Expected | None:
+    return _expected(record["expected"], f"{where}: expected") if "expected" in record else None
+
+
 def _message(value: Any, where: str) -> JsonObject:
-    message = _object(value, where, "a message")
-    _reject_unknown(message, _MESSAGE_KEYS, where)
-    _text(_require(message, "role", where), where, "role")
+    message = object_of(value, where, "a message")
+    reject_unknown(message, _MESSAGE_KEYS, where)
+    text_of(require(message, "role", where), where, "role")
     content = message.get("content")
     if content is not None and not isinstance(content, str):
-        raise ConversationError(f"{where}: content is {_kind(content)}, expected a string or null")
-    calls = _list(message.get("tool_calls", []), where, "tool_calls")
+        raise ConversationError(
+            f"{where}: content is {kind_of(content)}, expected a string or null"
+        )
+    calls = list_of(message.get("tool_calls", []), where, "tool_calls")
     for index, call in enumerate(calls):
         _wire_call(call, f"{where}.tool_calls[{index}]")
     if content is None and not calls:
@@ -150,40 +201,42 @@ def _message(value: Any, where: str) -> JsonObject:
 
 def _wire_call(value: Any, where: str) -> None:
     """A call in an assistant's message; arguments may be an object or, as OpenAI has it, text."""
-    call = _object(value, where, "a tool call")
-    function = _object(call.get("function", call), where, "function")
-    _text(_require(function, "name", where), where, "name")
+    call = object_of(value, where, "a tool call")
+    function = object_of(call.get("function", call), where, "function")
+    text_of(require(function, "name", where), where, "name")
     if not isinstance(function.get("arguments", {}), (dict, str)):
         raise ConversationError(
-            f"{where}: arguments is {_kind(function['arguments'])}, expected an object"
+            f"{where}: arguments is {kind_of(function['arguments'])}, expected an object"
         )
 
 
 def _tools(value: Any, where: str) -> tuple[JsonObject, ...]:
-    tools = _list(value, where, "tools")
+    tools = list_of(value, where, "tools")
     if not tools:
         raise ConversationError(f"{where}: tools is an empty list; leave the key out for no tools")
     for index, item in enumerate(tools):
         place = f"{where}: tools[{index}]"
-        tool = _object(item, place, "a tool")
-        function = _object(tool.get("function", tool), place, "function")
-        _text(_require(function, "name", place), place, "name")
-        _object(function.get("parameters", {}), place, "parameters")
+        tool = object_of(item, place, "a tool")
+        function = object_of(tool.get("function", tool), place, "function")
+        text_of(require(function, "name", place), place, "name")
+        object_of(function.get("parameters", {}), place, "parameters")
     return tuple(tools)
 
 
 def _expected(value: Any, where: str) -> Expected:
-    record = _object(value, where, "expected")
-    _reject_unknown(record, _EXPECTED_KEYS, where)
+    record = object_of(value, where, "expected")
+    reject_unknown(record, _EXPECTED_KEYS, where)
     if not set(record) - {"schema"}:
         raise ConversationError(f"{where}: none of calls, text, json, refusal; give at least one")
     if "schema" in record and "json" not in record:
         raise ConversationError(f"{where}: schema without json; give the value the reply must have")
     if not isinstance(record.get("refusal", False), bool):
-        raise ConversationError(f"{where}: refusal is {_kind(record['refusal'])}, expected a bool")
+        raise ConversationError(
+            f"{where}: refusal is {kind_of(record['refusal'])}, expected a bool"
+        )
     if not isinstance(record.get("text", ""), str):
-        raise ConversationError(f"{where}: text is {_kind(record['text'])}, expected a string")
-    schema = _object(record["schema"], where, "schema") if "schema" in record else None
+        raise ConversationError(f"{where}: text is {kind_of(record['text'])}, expected a string")
+    schema = object_of(record["schema"], where, "schema") if "schema" in record else None
     return Expected(
         calls=_calls(record["calls"], where) if "calls" in record else None,
         text=record.get("text"),
@@ -194,79 +247,10 @@ def _expected(value: Any, where: str) -> Expected:
 
 def _calls(value: Any, where: str) -> tuple[ToolCall, ...]:
     calls = []
-    for index, item in enumerate(_list(value, where, "calls")):
+    for index, item in enumerate(list_of(value, where, "calls")):
         place = f"{where}.calls[{index}]"
-        call = _object(item, place, "a call")
-        _reject_unknown(call, ("name", "arguments"), place)
-        arguments = _object(_require(call, "arguments", place), place, "arguments")
-        calls.append(ToolCall(_text(_require(call, "name", place), place, "name"), arguments))
+        call = object_of(item, place, "a call")
+        reject_unknown(call, ("name", "arguments"), place)
+        arguments = object_of(require(call, "arguments", place), place, "arguments")
+        calls.append(ToolCall(text_of(require(call, "name", place), place, "name"), arguments))
     return tuple(calls)
-
-
-def _read_lines(path: Path) -> list[str]:
-    try:
-        text = path.read_text(encoding="utf-8")
-    except (OSError, UnicodeDecodeError) as error:
-        raise ConversationError(f"{path}: cannot be read as UTF-8 text: {error}") from error
-    return text.split("\n")  # not splitlines: U+2028 may stand inside a JSON string
-
-
-def _load_json(line: str, where: str) -> Any:
-    try:
-        value = json.loads(line, object_pairs_hook=_no_twins, parse_constant=_no_constant)
-        json.dumps(value, ensure_ascii=False).encode("utf-8")
-    except UnicodeEncodeError as error:
-        raise ConversationError(
-            f"{where}: half of a surrogate pair in a string; expected whole characters"
-        ) from error
-    except (ValueError, RecursionError) as error:
-        raise ConversationError(f"{where}: not one JSON object on the line: {error}") from error
-    return value
-
-
-def _no_twins(pairs: list[tuple[str, Any]]) -> JsonObject:
-    result = dict(pairs)
-    if len(result) < len(pairs):
-        twin = Counter(key for key, _ in pairs).most_common(1)[0][0]
-        raise ValueError(f"key {twin!r} appears twice in one object")
-    return result
-
-
-def _no_constant(name: str) -> Any:
-    raise ValueError(f"{name} is not JSON")
-
-
-def _kind(value: Any) -> str:
-    names = {dict: "an object", list: "a list", str: "a string", bool: "a bool"}
-    return "null" if value is None else names.get(type(value), "a number")
-
-
-def _require(record: JsonObject, key: str, where: str) -> Any:
-    if key not in record:
-        raise ConversationError(f"{where}: key {key!r} is missing; found {sorted(record)}")
-    return record[key]
-
-
-def _reject_unknown(record: JsonObject, known: tuple[str, ...], where: str) -> None:
-    for key in record:
-        if key not in known:
-            raise ConversationError(f"{where}: unknown key {key!r}; known are {', '.join(known)}")
-
-
-def _object(value: Any, where: str, what: str) -> JsonObject:
-    if not isinstance(value, dict):
-        raise ConversationError(f"{where}: {what} is {_kind(value)}, expected an object")
-    return value
-
-
-def _list(value: Any, where: str, what: str) -> list[Any]:
-    if not isinstance(value, list):
-        raise ConversationError(f"{where}: {what} is {_kind(value)}, expected a list")
-    return value
-
-
-def _text(value: Any, where: str, what: str) -> str:
-    if not isinstance(value, str) or not value:
-        found = "an empty string" if value == "" else _kind(value)
-        raise ConversationError(f"{where}: {what} is {found}, expected a non-empty string")
-    return value

@@ -5,6 +5,10 @@ In: the answers of both to the same prompts. Out: an Outcome with two rates and 
     same_calls   of the conversations with tools, those where both make the same calls, or none
     same_text    of all conversations, those with the same reply, token for token
 
+Two sets of calls are the same in the tier that the gate names (`equality`, json unless it says
+otherwise; `equality.py`). Of the replies in which the reference writes a call, the points count the
+strictest tier in which the artifact's are equal: byte, json, numeric, schema default, bfcl, none.
+
 Right and wrong do not enter here: an artifact that repeats its reference's mistakes is a faithful
 one. The gate is on `same_calls`, because that is what a release must not change, and it is a coarse
 one: it asks whether an artifact is plainly broken. The 95 % Wilson interval must lie above the
@@ -14,13 +18,16 @@ evidence. With no disagreement at all, 35 conversations with tools are needed to
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections import Counter
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
 
 from convert.conversation import Conversation
-from verify.check import Finding, Number, Outcome, State, Verdict
+from verify.check import Finding, Number, Outcome, Point, State, Verdict
+from verify.equality import Tier, tier_of_replies, within
 from verify.evidence import Answer, Evidence
+from verify.gate import Thresholds
 from verify.statistics import Rate, count
-from verify.tool_calls import compare_calls
 
 NAME = "agreement"
 FINDINGS_SHOWN = 20
@@ -30,28 +37,48 @@ _PREVIEW = 200
 def check_agreement(evidence: Evidence, /) -> Outcome:
     """Compare the answers of the artifact with the reference's."""
     assert evidence.answers is not None
-    reference = evidence.reference
-    pairs = list(zip(reference.answers, evidence.answers, strict=True))
-    tools = [bool(conversation.tools) for conversation in reference.conversations]
-    calls = count(
-        [same_calls(*pair) for pair, has_tools in zip(pairs, tools, strict=True) if has_tools]
-    )
-    text = count([same_text(*pair) for pair in pairs])
-    floor = evidence.thresholds.same_calls
-    state = calls.decide(floor)
-    verdict = Verdict(state, _reason(state, calls, floor), _numbers(calls, text, floor))
-    findings = list(_differences(reference.conversations, pairs))
-    return Outcome(NAME, verdict, tuple(findings[:FINDINGS_SHOWN]))
+    asked = evidence.thresholds
+    pairs = [
+        _Pair(
+            conversation,
+            ours,
+            theirs,
+            tier_of_replies(ours.reply, theirs.reply, conversation.tools),
+        )
+        for conversation, ours, theirs in zip(
+            evidence.reference.conversations,
+            evidence.reference.answers,
+            evidence.answers,
+            strict=True,
+        )
+    ]
+    calls = count([pair.same_calls(asked.tier) for pair in pairs if pair.conversation.tools])
+    text = count([same_text(pair.ours, pair.theirs) for pair in pairs])
+    state = calls.decide(asked.same_calls)
+    numbers = _numbers(calls, text, asked.same_calls) | {"equality": asked.tier.value}
+    verdict = Verdict(state, _reason(state, calls, asked), numbers)
+    findings = list(_differences(pairs, asked.tier))
+    return Outcome(NAME, verdict, tuple(findings[:FINDINGS_SHOWN]), _by_tier(pairs))
 
 
-def same_calls(ours: Answer, theirs: Answer) -> bool:
-    """Whether two answers make the same calls, and write them equally well."""
-    a, b = ours.reply, theirs.reply
-    return (
-        compare_calls(a.calls, b.calls)
-        and compare_calls(a.recovered, b.recovered)
-        and bool(a.malformed) == bool(b.malformed)
-    )
+@dataclass(frozen=True, slots=True)
+class _Pair:
+    """One conversation, both answers, and the strictest tier in which both make the same calls."""
+
+    conversation: Conversation
+    ours: Answer
+    theirs: Answer
+    tier: Tier | None
+
+    def same_calls(self, equality: Tier) -> bool:
+        """Whether both make the same calls, and write them equally well."""
+        return within(self.tier, equality)
+
+
+def _by_tier(pairs: Sequence[_Pair]) -> tuple[Point, ...]:
+    """Replies by the tier in which calls are equal, where the reference writes any."""
+    found = Counter(p.tier for p in pairs if p.conversation.tools and p.ours.reply.blocks)
+    return tuple(Point(tier or "none", {"replies": found[tier]}) for tier in (*Tier, None))
 
 
 def same_text(ours: Answer, theirs: Answer) -> bool:
@@ -59,9 +86,13 @@ def same_text(ours: Answer, theirs: Answer) -> bool:
     return ours.ids == theirs.ids
 
 
-def _reason(state: State, calls: Rate, floor: float) -> str:
+def _reason(state: State, calls: Rate, asked: Thresholds) -> str:
     low, high = calls.interval
-    shown = f"same calls {calls.hits} of {calls.total}, 95 % interval {low:.3f} to {high:.3f}"
+    floor = asked.same_calls
+    shown = (
+        f"same calls ({asked.tier}) {calls.hits} of {calls.total},"
+        f" 95 % interval {low:.3f} to {high:.3f}"
+    )
     if not calls.total:
         return "no conversation with tools in the suite"
     if state is State.NOT_ENOUGH_EVIDENCE:
@@ -87,19 +118,19 @@ def _numbers(calls: Rate, text: Rate, floor: float) -> dict[str, Number]:
     }
 
 
-def _differences(
-    conversations: tuple[Conversation, ...], pairs: list[tuple[Answer, Answer]]
-) -> Iterator[Finding]:
+def _differences(pairs: Sequence[_Pair], equality: Tier) -> Iterator[Finding]:
     """Different calls first, then replies that differ in text alone."""
-    listed = list(zip(conversations, pairs, strict=True))
     for other_calls in (True, False):
-        for conversation, (ours, theirs) in listed:
-            calls_differ = bool(conversation.tools) and not same_calls(ours, theirs)
-            if same_text(ours, theirs) or calls_differ is not other_calls:
+        for pair in pairs:
+            tools = bool(pair.conversation.tools)
+            calls_differ = tools and not pair.same_calls(equality)
+            if same_text(pair.ours, pair.theirs) or calls_differ is not other_calls:
                 continue
-            what = "calls" if calls_differ else "text"
+            what = "calls differ" if calls_differ else "text differs"
+            if tools and pair.ours.reply.blocks and pair.tier is not None:
+                what += f", equal by tier {pair.tier}"
             yield Finding(
-                conversation.id,
-                f"{what} differ: reference {ours.text[:_PREVIEW]!r},"
-                f" artifact {theirs.text[:_PREVIEW]!r}",
+                pair.conversation.id,
+                f"{what}: reference {pair.ours.text[:_PREVIEW]!r},"
+                f" artifact {pair.theirs.text[:_PREVIEW]!r}",
             )

@@ -2,11 +2,12 @@
 
 In: the answers of both. Out: one Outcome a row of `MEASURES`, each a check by itself:
 
-    tool_calls         calls are due: exactly these are made
+    tool_calls         calls are due: these are made and no others, equal in the gate's tier
     bfcl               the same by BFCL's looser rules, on its prompts only (`bfcl_scoring.py`)
     lost_calls         calls are due: something is called, not a sentence or a refusal in its place
     spurious_calls     no call is due although there are tools: none is made
     malformed_calls    tools are on offer: nothing is written that is almost a call
+    schema_valid       the reference calls: no call is made that its function's schema refuses
     json_mode          JSON is due: the reply is one JSON value, valid for its schema
     wrong_refusals     nothing says that a refusal is due: none comes
     missing_refusals   a refusal is due: it comes
@@ -27,17 +28,46 @@ import numpy as np
 
 from convert.conversation import Conversation
 from quantize.abliteration.refusals import looks_like_refusal
-from verify.call_outcomes import LOST, CallOutcome, arguments_kept, call_outcome, calls_due
+from verify.call_outcomes import (
+    LOST,
+    CallOutcome,
+    arguments_kept,
+    call_outcome,
+    calls_due,
+    is_right,
+)
+from verify.call_schemas import are_schemas, are_valid
 from verify.check import Finding, Number, Outcome, State, Verdict
+from verify.equality import Due, Tier
 from verify.evidence import Answer, Evidence
 from verify.scoring import is_valid_json, score
 from verify.statistics import Flips, count_flips, mean_by_prompt
 
 FINDINGS_SHOWN = 20
 _PREVIEW = 200
-Judge = Callable[[Conversation, Answer, Answer], bool | None]
-"""From a conversation, the reference's answer and the answer to judge to right, wrong or None: does
-not apply. Whether it applies must not depend on the answer to judge."""
+
+
+@dataclass(frozen=True, slots=True)
+class Asked:
+    """A prompt, what the reference answers to it, and how equal the gate wants calls to be."""
+
+    conversation: Conversation
+    ours: Answer
+    equality: Tier
+
+    @property
+    def due(self) -> Due | None:
+        """The calls a right reply makes; None where none can be made."""
+        return calls_due(self.conversation, self.ours)
+
+    def outcome(self, due: Due, answer: Answer) -> CallOutcome:
+        """What became of the calls of `answer`."""
+        return call_outcome(due, answer, self.conversation.tools)
+
+
+Judge = Callable[[Asked, Answer], bool | None]
+"""From what was asked and the answer to judge to right, wrong or None: does not apply. Whether it
+applies must not depend on the answer to judge."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -48,6 +78,7 @@ class Measure:
     right: str
     judge: Judge
     margin: str = ""
+    of_a_benchmark: bool = False
 
     @property
     def drop(self) -> str:
@@ -55,57 +86,67 @@ class Measure:
         return self.margin or self.name
 
 
-def _makes_the_calls(conversation: Conversation, ours: Answer, answer: Answer) -> bool | None:
-    due = calls_due(conversation, ours)
-    return call_outcome(due, answer) is CallOutcome.EXACT if due else None
+def _makes_the_calls(asked: Asked, answer: Answer) -> bool | None:
+    due = asked.due
+    return is_right(asked.outcome(due, answer), asked.equality) if due else None
 
 
-def _right_by_bfcl(conversation: Conversation, ours: Answer, answer: Answer) -> bool | None:
-    expected = conversation.expected
+def _right_by_bfcl(asked: Asked, answer: Answer) -> bool | None:
+    expected = asked.conversation.expected
     return score(expected, answer).get("bfcl") if expected else None
 
 
-def _calls_at_all(conversation: Conversation, ours: Answer, answer: Answer) -> bool | None:
-    due = calls_due(conversation, ours)
-    return call_outcome(due, answer) not in LOST if due else None
+def _calls_at_all(asked: Asked, answer: Answer) -> bool | None:
+    due = asked.due
+    return asked.outcome(due, answer) not in LOST if due else None
 
 
-def _calls_nothing(conversation: Conversation, ours: Answer, answer: Answer) -> bool | None:
-    due = calls_due(conversation, ours)
+def _calls_nothing(asked: Asked, answer: Answer) -> bool | None:
+    due = asked.due
     if due is None or due:
         return None
     return not (answer.reply.calls or answer.reply.recovered)
 
 
-def _writes_calls_well(conversation: Conversation, ours: Answer, answer: Answer) -> bool | None:
-    return not answer.reply.malformed if conversation.tools else None
+def _writes_calls_well(asked: Asked, answer: Answer) -> bool | None:
+    return not answer.reply.malformed if asked.conversation.tools else None
 
 
-def _writes_json(conversation: Conversation, ours: Answer, answer: Answer) -> bool | None:
-    expected = conversation.expected
+def _keeps_to_schemas(asked: Asked, answer: Answer) -> bool | None:
+    tools = asked.conversation.tools
+    if not (tools and asked.ours.reply.calls and are_schemas(tools)):
+        return None
+    return are_valid(answer.reply.calls, tools)
+
+
+def _writes_json(asked: Asked, answer: Answer) -> bool | None:
+    expected = asked.conversation.expected
     if expected is None or expected.json is None:
         return None
     return is_valid_json(answer.reply.text, expected.json.schema)
 
 
-def _does_not_refuse(conversation: Conversation, ours: Answer, answer: Answer) -> bool | None:
-    if conversation.expected is not None and conversation.expected.refusal:
+def _does_not_refuse(asked: Asked, answer: Answer) -> bool | None:
+    expected = asked.conversation.expected
+    if expected is not None and expected.refusal:
         return None
     return not looks_like_refusal(answer.reply.text)
 
 
-def _refuses(conversation: Conversation, ours: Answer, answer: Answer) -> bool | None:
-    if conversation.expected is None or not conversation.expected.refusal:
+def _refuses(asked: Asked, answer: Answer) -> bool | None:
+    expected = asked.conversation.expected
+    if expected is None or not expected.refusal:
         return None
     return looks_like_refusal(answer.reply.text)
 
 
 MEASURES = (
     Measure("tool_calls", "exact calls", _makes_the_calls),
-    Measure("bfcl", "right by BFCL's rules", _right_by_bfcl, "tool_calls"),
+    Measure("bfcl", "right by BFCL's rules", _right_by_bfcl, "tool_calls", of_a_benchmark=True),
     Measure("lost_calls", "calls made where calls are due", _calls_at_all),
     Measure("spurious_calls", "no call where none is due", _calls_nothing),
     Measure("malformed_calls", "nothing malformed", _writes_calls_well),
+    Measure("schema_valid", "nothing invalid for its schema", _keeps_to_schemas, "malformed_calls"),
     Measure("json_mode", "valid JSON", _writes_json),
     Measure("wrong_refusals", "no refusal where none is due", _does_not_refuse),
     Measure("missing_refusals", "a refusal where one is due", _refuses),
@@ -121,7 +162,7 @@ def check_behaviour(evidence: Evidence, /) -> list[Outcome]:
 def not_measured(outcomes: Sequence[Outcome]) -> tuple[str, ...]:
     """Measures for which the suite has no prompt, given the outcomes of those that it has."""
     made = {outcome.check for outcome in outcomes}
-    return tuple(m.name for m in MEASURES if m.name not in made and not m.margin)
+    return tuple(m.name for m in MEASURES if m.name not in made and not m.of_a_benchmark)
 
 
 def check_measure(evidence: Evidence, measure: Measure) -> Outcome | None:
@@ -135,8 +176,10 @@ def check_measure(evidence: Evidence, measure: Measure) -> Outcome | None:
     right = sum(first for first, *_ in judged), sum(second for _, second, *_ in judged)
     numbers = _numbers(flips, right, margin)
     if measure.name == "tool_calls":
-        numbers |= _argument_numbers(evidence)
+        numbers |= _argument_numbers(evidence) | {"equality": evidence.thresholds.equality}
     reason = _reason(measure, state, flips, right, margin)
+    if measure.name == "tool_calls":
+        reason += f"; arguments equal by tier {evidence.thresholds.equality}"
     findings = tuple(_findings(judged))[:FINDINGS_SHOWN]
     return Outcome(measure.name, Verdict(state, reason, numbers), findings)
 
@@ -151,8 +194,8 @@ def _judged(evidence: Evidence, measure: Measure) -> Iterator[_Judged]:
     for conversation, ours, theirs in zip(
         reference.conversations, reference.answers, evidence.answers, strict=True
     ):
-        first = measure.judge(conversation, ours, ours)
-        second = measure.judge(conversation, ours, theirs)
+        asked = Asked(conversation, ours, evidence.thresholds.tier)
+        first, second = measure.judge(asked, ours), measure.judge(asked, theirs)
         if first is not None and second is not None:
             yield first, second, conversation, ours, theirs
 

@@ -4,16 +4,22 @@ the artifact's.
 In: the calls that are due and an `Answer`. Out: a `CallOutcome`. Due is what the conversation
 expects; where it states nothing, what the reference does. With calls due:
 
-    exact call        these calls and no others, written without a flaw
-    other arguments   the right functions, equally often, with another value somewhere
-    other function    as many calls, another function among them
-    other count       more or fewer calls
-    malformed         any flaw in writing a call, whether or not it can be recovered
-    refusal           no call, and the reply opens as refusals do
-    no call           no call
+    exact call            these calls and no others, written without a flaw, equal as JSON
+    equal as numbers      the same where 1, 1.0 and 1e0 are one number
+    equal with defaults   the same where an argument left out has its schema's default
+    equal by BFCL         the same by the leaderboard's rules only
+    other arguments       the right functions, equally often, with another value somewhere
+    other function        as many calls, another function among them
+    other count           more or fewer calls
+    malformed             any flaw in writing a call, whether or not it can be recovered
+    unfinished reasoning  reasoning that is not closed: there is no answer
+    refusal               no call, and the reply opens as refusals do
+    no call               no call
 
-With none due, a call is a *spurious call*, a flawed one is malformed, and the others keep their
-words. A refusal in place of a call is a lost call like any other.
+The first four are the tiers of `equality.py`; which of them is right, the gate says. With none due,
+a call is a *spurious call*, a flawed one is malformed, and the others keep their words. A refusal
+in place of a call is a lost call like any other, and so is reasoning without an end, whatever
+stands in it.
 """
 
 from __future__ import annotations
@@ -22,28 +28,37 @@ from collections import Counter
 from collections.abc import Sequence
 from enum import StrEnum
 
-from convert.conversation import AcceptedCall, Conversation, ToolCall
+from convert.conversation import Conversation
 from quantize.abliteration.refusals import looks_like_refusal
-from verify.bfcl_scoring import matches_exactly
+from verify.equality import Due, Tier, Tools, tier_of_calls, within
 from verify.evidence import Answer
-from verify.tool_calls import canonical_json, compare_calls
+from verify.tool_calls import canonical_json
 
 
 class CallOutcome(StrEnum):
     """What became of the calls of one reply."""
 
     EXACT = "exact call"
+    EQUAL_NUMBERS = "equal as numbers"
+    EQUAL_DEFAULTS = "equal with defaults"
+    EQUAL_BFCL = "equal by BFCL"
     ARGUMENTS = "other arguments"
     FUNCTION = "other function"
     COUNT = "other count"
     MALFORMED = "malformed"
+    UNFINISHED = "unfinished reasoning"
     REFUSAL = "refusal"
     NO_CALL = "no call"
     SPURIOUS = "spurious call"
 
 
-Due = tuple[ToolCall, ...] | tuple[AcceptedCall, ...]
-LOST = (CallOutcome.REFUSAL, CallOutcome.NO_CALL)
+LOST = (CallOutcome.REFUSAL, CallOutcome.NO_CALL, CallOutcome.UNFINISHED)
+_AT_TIER = {
+    Tier.JSON: CallOutcome.EXACT,
+    Tier.NUMERIC: CallOutcome.EQUAL_NUMBERS,
+    Tier.DEFAULT: CallOutcome.EQUAL_DEFAULTS,
+    Tier.BFCL: CallOutcome.EQUAL_BFCL,
+}
 
 
 def calls_due(conversation: Conversation, reference: Answer) -> Due | None:
@@ -58,9 +73,11 @@ def calls_due(conversation: Conversation, reference: Answer) -> Due | None:
     return reference.reply.calls
 
 
-def call_outcome(due: Due, answer: Answer) -> CallOutcome:
-    """The word for `answer` where the calls `due` were to be made."""
+def call_outcome(due: Due, answer: Answer, tools: Tools = ()) -> CallOutcome:
+    """The word for `answer` where the calls `due` were to be made of the functions `tools`."""
     reply = answer.reply
+    if reply.unfinished:
+        return CallOutcome.UNFINISHED
     if reply.malformed:
         return CallOutcome.MALFORMED
     if not reply.calls:
@@ -68,19 +85,18 @@ def call_outcome(due: Due, answer: Answer) -> CallOutcome:
         return CallOutcome.REFUSAL if refused else CallOutcome.NO_CALL
     if not due:
         return CallOutcome.SPURIOUS
-    if _meet(due, reply.calls):
-        return CallOutcome.EXACT
+    tier = tier_of_calls(due, reply.calls, tools)
+    if tier is not None:
+        return _AT_TIER[tier]
     if len(due) != len(reply.calls):
         return CallOutcome.COUNT
     names = Counter(call.name for call in due) == Counter(call.name for call in reply.calls)
     return CallOutcome.ARGUMENTS if names else CallOutcome.FUNCTION
 
 
-def _meet(due: Due, calls: Sequence[ToolCall]) -> bool:
-    """Whether these are the calls that are due and no others."""
-    exact = [call for call in due if isinstance(call, ToolCall)]
-    accepted = [call for call in due if isinstance(call, AcceptedCall)]
-    return matches_exactly(accepted, calls) if accepted else compare_calls(exact, calls)
+def is_right(outcome: CallOutcome, equality: Tier) -> bool:
+    """Whether a reply made the calls that were due, in the tier that a gate asks for."""
+    return any(word is outcome and within(tier, equality) for tier, word in _AT_TIER.items())
 
 
 def confusion(
@@ -94,8 +110,8 @@ def confusion(
     for conversation, (ours, theirs) in zip(conversations, pairs, strict=True):
         due = calls_due(conversation, ours)
         if due is not None:
-            row = table.setdefault(call_outcome(due, ours).value, {})
-            word = call_outcome(due, theirs).value
+            row = table.setdefault(call_outcome(due, ours, conversation.tools).value, {})
+            word = call_outcome(due, theirs, conversation.tools).value
             row[word] = row.get(word, 0) + 1
     return table
 

@@ -10,14 +10,19 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from convert.conversation import Conversation
-from verify.agreement import same_calls, same_text
+from verify.agreement import same_text
 from verify.call_outcomes import call_outcome, calls_due
+from verify.equality import Tier, tier_of_replies, within
 from verify.evidence import Answer
 
 
 @dataclass(frozen=True, slots=True)
 class Difference:
-    """One prompt; `asked` is its last message, outcomes are empty where no call can be made."""
+    """One prompt; `asked` is its last message, outcomes are empty where no call can be made.
+
+    `equal` is the strictest tier in which both make the same calls, empty if there is none or
+    nothing to compare.
+    """
 
     id: str
     tags: tuple[str, ...]
@@ -27,29 +32,36 @@ class Difference:
     calls_differ: bool
     reference_outcome: str
     artifact_outcome: str
+    equal: str = ""
 
 
 def differences(
-    conversations: Sequence[Conversation], pairs: Sequence[tuple[Answer, Answer]]
+    conversations: Sequence[Conversation],
+    pairs: Sequence[tuple[Answer, Answer]],
+    equality: Tier = Tier.JSON,
 ) -> list[Difference]:
-    """Every prompt with another reply, token for token."""
+    """Every prompt with another reply, token for token; `equality` says which calls are equal."""
     found = [
-        _difference(conversation, ours, theirs)
+        _difference(conversation, ours, theirs, equality)
         for conversation, (ours, theirs) in zip(conversations, pairs, strict=True)
         if not same_text(ours, theirs)
     ]
     return sorted(found, key=lambda difference: not difference.calls_differ)
 
 
-def _difference(conversation: Conversation, ours: Answer, theirs: Answer) -> Difference:
-    due = calls_due(conversation, ours)
+def _difference(
+    conversation: Conversation, ours: Answer, theirs: Answer, equality: Tier
+) -> Difference:
+    due, tools = calls_due(conversation, ours), conversation.tools
+    tier = tier_of_replies(ours.reply, theirs.reply, tools) if tools else None
     return Difference(
         id=conversation.id,
         tags=conversation.tags,
         asked=str(conversation.messages[-1].get("content") or ""),
         reference=ours.text,
         artifact=theirs.text,
-        calls_differ=bool(conversation.tools) and not same_calls(ours, theirs),
-        reference_outcome="" if due is None else call_outcome(due, ours).value,
-        artifact_outcome="" if due is None else call_outcome(due, theirs).value,
+        calls_differ=bool(tools) and not within(tier, equality),
+        reference_outcome="" if due is None else call_outcome(due, ours, tools).value,
+        artifact_outcome="" if due is None else call_outcome(due, theirs, tools).value,
+        equal=tier.value if tier is not None and ours.reply.blocks else "",
     )

@@ -50,7 +50,10 @@ class TeacherForced:
 
 @dataclass(frozen=True, slots=True)
 class Reference:
-    """The model the artifacts were made from, the prompts, and what it answers to them."""
+    """The model the artifacts were made from, the prompts, and what it answers to them.
+
+    `not_reached` names later turns that are not among the conversations (`later_turns.py`).
+    """
 
     checkpoint: Checkpoint
     tokenizer: Tokenizer
@@ -59,6 +62,7 @@ class Reference:
     answers: tuple[Answer, ...] = ()
     engine: EngineInfo | None = None
     forced: TeacherForced | None = None
+    not_reached: tuple[str, ...] = ()
 
     @property
     def folder(self) -> Path:

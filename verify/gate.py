@@ -5,6 +5,8 @@ Out: a `Gate`, which answers with the `Thresholds` of a type. A file replaces th
 whole, so that what applied can be read in one place; its last class must be for every other type
 ("*").
 
+`equality` is how equal calls must be to count as the same: json unless the file says otherwise.
+
 The defaults and their sources are explained in docs/gates.md. A number of zero would never be
 reached by any number of prompts, so margins lie between 0 and 1, both left out. `kl` is in nats a
 token and has no upper end.
@@ -13,12 +15,13 @@ token and has no upper end.
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated, Self
+from typing import Annotated, Literal, Self
 
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 
 from convert.errors import InputError
 from convert.yaml_file import read_yaml
+from verify.equality import Tier
 from verify.suite import FOLDER
 
 FILE_NAME = "gate.yaml"
@@ -35,6 +38,7 @@ class Drops(BaseModel):
     lost_calls: Share
     spurious_calls: Share
     malformed_calls: Share
+    portability: Share
     json_mode: Share
     wrong_refusals: Share
     missing_refusals: Share
@@ -49,7 +53,13 @@ class Thresholds(BaseModel):
     same_calls: Share
     kl: float = Field(gt=0, allow_inf_nan=False)
     same_trigger: Share
+    equality: Literal["json", "numeric", "schema default", "bfcl"] = "json"
     drops: Drops
+
+    @property
+    def tier(self) -> Tier:
+        """The loosest tier in which two sets of calls count as equal."""
+        return Tier(self.equality)
 
 
 class Gate(BaseModel):

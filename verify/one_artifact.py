@@ -10,7 +10,7 @@ whose server fails on the way, leaves too little evidence.
 from __future__ import annotations
 
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 
 from convert.errors import InputError, ServerError, UnsupportedError
@@ -26,9 +26,12 @@ from verify.engines import ChatEngine, Engine, EngineInfo, OnProgress, ServedRep
 from verify.evidence import Answer, Evidence, TeacherForced, ask, ask_served
 from verify.gguf_weights import check_gguf_weights
 from verify.logits import check_log_probabilities
+from verify.portability import NAME as PORTABILITY
+from verify.portability import check_portability
 from verify.report.contents import ArtifactReport, Scores
 from verify.served import NAME as SERVED_CALLS
 from verify.served import check_served_calls
+from verify.strata import Stratum, strata
 from verify.structure import check_structure
 from verify.summary import fit_report, scores
 from verify.teacher_forcing import score_artifact
@@ -81,9 +84,10 @@ def verify_one(
         scores=answered.scores if answered else None,
         seconds=time.monotonic() - begin,
         not_checked=CHECKS_OF_FILES if artifact.served else (),
-        not_measured=not_measured(outcomes) if answered else (),
+        not_measured=_not_measured(outcomes) if answered else (),
         confusion=answered.confusion if answered else {},
         differences=answered.differences if answered else (),
+        strata=answered.strata if answered else (),
         fit=fit_report(artifact) if outcomes[0].verdict.state is not State.FAIL else None,
     )
 
@@ -110,6 +114,7 @@ class _Answered:
     scores: Scores
     confusion: dict[str, dict[str, int]]
     differences: tuple[Difference, ...]
+    strata: tuple[Stratum, ...]
 
 
 def _look_at_answers(evidence: Evidence, found: _Found) -> _Answered:
@@ -117,6 +122,8 @@ def _look_at_answers(evidence: Evidence, found: _Found) -> _Answered:
     reference = evidence.reference
     outcomes = [check(evidence) for check in CHECKS_AFTER]
     outcomes += check_behaviour(evidence)
+    portability = check_portability(evidence)
+    outcomes += [portability] if portability else []
     if found.served is not None:
         outcomes.append(_served_outcome(evidence, found.served))
     pairs = list(zip(reference.answers, found.answers, strict=True))
@@ -125,7 +132,8 @@ def _look_at_answers(evidence: Evidence, found: _Found) -> _Answered:
         found.info,
         scores(reference, found.answers),
         confusion(reference.conversations, pairs),
-        tuple(differences(reference.conversations, pairs)),
+        tuple(differences(reference.conversations, pairs, evidence.thresholds.tier)),
+        strata(reference.conversations, pairs, evidence.thresholds.tier),
     )
 
 
@@ -141,6 +149,12 @@ def _without_address(artifact: Artifact, error: InputError | str) -> str:
     """What failed, for a report that others read: a server's address is nobody's business."""
     url = artifact.served.url if artifact.served else None
     return str(error).replace(url, "the server's ") if url else str(error)
+
+
+def _not_measured(outcomes: Sequence[Outcome]) -> tuple[str, ...]:
+    """Checks of answers for which the suite has no prompt."""
+    portable = any(outcome.check == PORTABILITY for outcome in outcomes)
+    return (*not_measured(outcomes), *(() if portable else (PORTABILITY,)))
 
 
 def _not_run(state: State, reason: str) -> Outcome:

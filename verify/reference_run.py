@@ -5,7 +5,8 @@ with answers, the engine's own statement, and log-probabilities (none if its eng
 
 The engine is opened only for what the cache lacks: with everything kept, no weight is loaded. The
 answers are kept before the log-probabilities are begun, so a run that is interrupted between the
-two goes on from there.
+two goes on from there. Later turns are asked in rounds, all second ones, then all third ones; each
+round is an entry of the cache by itself.
 """
 
 from __future__ import annotations
@@ -20,7 +21,8 @@ import numpy as np
 from convert.rendering import stop_ids
 from verify.engines import LOG_PROBABILITIES, Engine, EngineInfo, OnProgress, ScoringEngine
 from verify.engines.log_probabilities import Scored
-from verify.evidence import Reference, TeacherForced, read_answers
+from verify.evidence import Reference, TeacherForced, make_prompts, read_answers
+from verify.later_turns import later_turns
 from verify.reference_cache import Arrays, ReferenceCache
 from verify.teacher_forcing import TOP, long_passage, make_passage, score_reference, watched_ids
 from verify.teacher_forcing import choose_conversations as choose
@@ -40,6 +42,7 @@ def run_reference(
     run = _Run(open_engine, cache)
     try:
         reference = run.answer(reference, max_new_tokens, on_progress)
+        reference = run.answer_later(reference, max_new_tokens, on_progress)
         return run.force(reference, on_progress)
     finally:
         run.close()
@@ -85,6 +88,28 @@ class _Run:
                 self._cache.write("answers", asked, kept)
         answers = read_answers(reference, _unpack(kept))
         return replace(reference, answers=answers, engine=_decode_info(kept["info"]))
+
+    def answer_later(
+        self, reference: Reference, max_new_tokens: int, on_progress: OnProgress | None
+    ) -> Reference:
+        """The same with the later turns of its conversations, each after its own earlier ones."""
+        last = reference
+        while True:
+            found = later_turns(last.conversations, last.answers)
+            reference = replace(reference, not_reached=(*reference.not_reached, *found.not_reached))
+            if not found.conversations:
+                return reference
+            prompts = make_prompts(
+                reference.checkpoint, reference.tokenizer, found.conversations, max_new_tokens
+            )
+            asked = replace(last, conversations=found.conversations, prompts=prompts, answers=())
+            last = self.answer(asked, max_new_tokens, on_progress)
+            reference = replace(
+                reference,
+                conversations=(*reference.conversations, *last.conversations),
+                prompts=(*reference.prompts, *last.prompts),
+                answers=(*reference.answers, *last.answers),
+            )
 
     def force(self, reference: Reference, on_progress: OnProgress | None) -> Reference:
         """The log-probabilities along the answers."""

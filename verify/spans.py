@@ -25,7 +25,7 @@ from collections.abc import Iterator, Sequence
 from enum import StrEnum
 
 from convert.rendering import Tokenizer
-from verify.tool_calls import CLOSE, OPEN
+from verify.tool_calls import CLOSE, OPEN, read_reasoning
 
 
 class Span(StrEnum):
@@ -46,7 +46,6 @@ _RANK = (
     Span.TRIGGER, Span.CLOSE, Span.NAME, Span.NUMBER, Span.STRING, Span.KEY, Span.TEXT,
     Span.REASONING, Span.STRUCTURE,
 )  # fmt: skip
-_REASONING = re.compile(r"\s*<(think|scratch_pad)>.*?(?:</\1>|\Z)", re.DOTALL)
 _BLOCK = re.compile(f"({OPEN})(.*?)({CLOSE}|\\Z)", re.DOTALL)
 _JSON = re.compile(
     r'(?P<string>"(?:[^"\\]|\\.)*"?)|(?P<open>[{\[])|(?P<close>[}\]])|(?P<comma>,)'
@@ -73,8 +72,7 @@ def label_tokens(tokenizer: Tokenizer, ids: Sequence[int], *, finished: bool) ->
 def label_characters(text: str) -> list[Span]:
     """The part every character of a reply belongs to."""
     labels = [Span.TEXT] * len(text)
-    reasoning = _REASONING.match(text)
-    start = reasoning.end() if reasoning else 0
+    start = read_reasoning(text).end
     labels[:start] = [Span.REASONING] * start
     for block in _BLOCK.finditer(text, start):
         _fill(labels, block.start(1), block.end(1), Span.TRIGGER)

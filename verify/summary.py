@@ -32,12 +32,13 @@ def scores(reference: Reference, answers: tuple[Answer, ...]) -> Scores:
         kinds={kind: count(values) for kind, values in flags.items()},
         malformed=count([bool(answer.reply.malformed) for answer in answers]),
         cut_off=count([not answer.finished for answer in answers]),
+        unfinished=count([answer.reply.unfinished for answer in answers]),
     )
 
 
-def suite_report(suite: Suite) -> SuiteReport:
-    """Which conversations are used, and the smallest drops they can show."""
-    with_tools = sum(bool(conversation.tools) for conversation in suite.conversations)
+def suite_report(suite: Suite, reference: Reference) -> SuiteReport:
+    """Which conversations are used, and the smallest drops their prompts can show."""
+    with_tools = sum(bool(conversation.tools) for conversation in reference.conversations)
     return SuiteReport(
         name=suite.name,
         sha256=suite.sha256,
@@ -48,6 +49,8 @@ def suite_report(suite: Suite) -> SuiteReport:
         detectable=tuple(
             Detectable(share, smallest_detectable_drop(with_tools, share)) for share in FLIP_SHARES
         ),
+        later_turns=len(reference.conversations) - len(suite.conversations),
+        not_reached=reference.not_reached,
     )
 
 
@@ -77,6 +80,7 @@ def gate_report(gate: Gate, artifacts: Sequence[Artifact]) -> GateReport:
                 "same_calls": asked.same_calls,
                 "kl": asked.kl,
                 "same_trigger": asked.same_trigger,
+                "equality": asked.equality,
                 **asked.drops.model_dump(),
             }
             for name, asked in used.items()

@@ -13,6 +13,7 @@ from __future__ import annotations
 
 import ast
 import json
+import math
 import re
 import warnings
 from collections.abc import Callable
@@ -33,26 +34,34 @@ def scan_value(text: str, start: int) -> int | None:
     None if none begins there, or if a tag, a lone quote or a backslash stands outside a string, or
     it nests deeper than MAX_DEPTH, or it never ends.
     """
-    if text[start : start + 1] not in ("{", "["):
-        return None
+    return scan(text, start)[0]
+
+
+def scan(text: str, start: int) -> tuple[int | None, bool]:
+    """What `scan_value` says, and whether it would say the same with more text after this one."""
+    first = text[start : start + 1]
+    if first not in ("{", "["):
+        return None, first != ""
     depth = 0
     for step in _STEP.finditer(text, start):
         mark = step.group()
         if mark in "{[":
             depth += 1
             if depth > MAX_DEPTH:
-                return None
+                return None, True
         elif mark in "}]":
             depth -= 1
             if depth == 0:
-                return step.end()
+                return step.end(), True
         elif len(mark) == 1 or mark[0] == "<":
-            return None
-    return None
+            return None, mark != '"'
+    return None, False
 
 
 def loads_strict(text: str, *, twins: bool = False, controls: bool = False) -> Any:
-    """JSON and nothing else: no NaN, no key twice, no deep nesting. Raises ValueError.
+    """JSON and nothing else: no NaN, no key twice, no deep nesting, nothing too large for a double.
+
+    Raises ValueError.
 
     `twins` allows a key to appear twice, `controls` raw control characters inside strings.
     """
@@ -62,6 +71,7 @@ def loads_strict(text: str, *, twins: bool = False, controls: bool = False) -> A
         strict=not controls,
         object_pairs_hook=None if twins else _no_twins,
         parse_constant=_no_constant,
+        parse_float=_finite,
     )
 
 
@@ -195,3 +205,10 @@ def _no_twins(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
 
 def _no_constant(name: str) -> Any:
     raise ValueError(f"{name} is not JSON")
+
+
+def _finite(digits: str) -> float:
+    value = float(digits)
+    if math.isinf(value):
+        raise ValueError(f"{digits} is beyond the range of a double")
+    return value

@@ -27,40 +27,65 @@ from dataclasses import dataclass
 from typing import Any
 
 from convert.conversation import ToolCall
-from verify.tool_call_repair import loads_strict, read_values, scan_value
+from verify.tool_call_repair import loads_strict, read_values, scan, scan_value
 
 OPEN, CLOSE = "<tool_call>", "</tool_call>"
 _TAG = re.compile(f"{OPEN}|{CLOSE}")
 _SPACE = re.compile(r"[ \t\r\n]*")
-_REASONING = re.compile(r"\s*<(think|scratch_pad)>(.*?)(?:</\1>|\Z)", re.DOTALL)
+_REASONING_TAGS = ("<think>", "<scratch_pad>")
+_REASONING = re.compile(r"\s*<(think|scratch_pad)>(.*?)(?:(</\1>)|\Z)", re.DOTALL)
+
+
+@dataclass(frozen=True, slots=True)
+class Block:
+    """From an opening tag to where reading goes on; `body` is all that stands in between."""
+
+    start: int
+    end: int
+    body: str
+    closed: bool
+    calls: tuple[ToolCall, ...] = ()
+    recovered: tuple[ToolCall, ...] = ()
+    malformed: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True, slots=True)
+class Reasoning:
+    """What a reply begins with; `end` is where the answer begins, `unfinished` that it never does.
+
+    `malformed` has an entry for every call that was only thought.
+    """
+
+    text: str = ""
+    end: int = 0
+    unfinished: bool = False
+    malformed: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)
 class Reply:
-    """A reply taken apart; `text` is what stands outside calls and reasoning, ends stripped."""
+    """A reply taken apart; `text` is what stands outside calls and reasoning, ends stripped.
+
+    `reasoning` holds every block at the reply's start; `unfinished` says that the last one is not
+    closed, so that there is no answer. `blocks` are the calls as they were written, good or bad.
+    """
 
     calls: tuple[ToolCall, ...]
     recovered: tuple[ToolCall, ...]
     text: str
     malformed: tuple[str, ...]
     reasoning: str = ""
-
-
-@dataclass(frozen=True, slots=True)
-class _Block:
-    """From an opening tag to where reading goes on."""
-
-    end: int
-    calls: tuple[ToolCall, ...] = ()
-    recovered: tuple[ToolCall, ...] = ()
-    malformed: tuple[str, ...] = ()
+    unfinished: bool = False
+    answer_start: int = 0
+    blocks: tuple[Block, ...] = ()
 
 
 def parse_reply(text: str) -> Reply:
     """Take a reply apart; any text is a reply, so nothing is raised. Linear in len(text)."""
-    reasoning, position, malformed = _read_reasoning(text)
-    calls: list[ToolCall] = []
-    recovered: list[ToolCall] = []
+    reasoning = read_reasoning(text)
+    position = reasoning.end
+    malformed = [*reasoning.malformed]
+    blocks: list[Block] = []
     outside: list[str] = []
     while tag := _TAG.search(text, position):
         outside.append(text[position : tag.start()])
@@ -68,15 +93,47 @@ def parse_reply(text: str) -> Reply:
             malformed.append("a closing tag without an opening one")
             position = tag.end()
             continue
-        block = _read_block(text, tag.end())
-        calls += block.calls
-        recovered += block.recovered
+        block = _read_block(text, tag)
+        blocks.append(block)
         malformed += block.malformed
         position = block.end
     outside.append(text[position:])
     return Reply(
-        tuple(calls), tuple(recovered), "".join(outside).strip(), tuple(malformed), reasoning
+        calls=tuple(call for block in blocks for call in block.calls),
+        recovered=tuple(call for block in blocks for call in block.recovered),
+        text="".join(outside).strip(),
+        malformed=tuple(malformed),
+        reasoning=reasoning.text,
+        unfinished=reasoning.unfinished,
+        answer_start=reasoning.end,
+        blocks=tuple(blocks),
     )
+
+
+def read_settled(text: str) -> tuple[ToolCall, ...]:
+    """The valid calls at the front of `text` that no text after it could change."""
+    reasoning = read_reasoning(text)
+    rest = text[reasoning.end :].lstrip()
+    if reasoning.unfinished or any(tag.startswith(rest) for tag in _REASONING_TAGS):
+        return ()
+    position = reasoning.end
+    calls: list[ToolCall] = []
+    while tag := _TAG.search(text, position):
+        position = tag.end()
+        if tag.group() == OPEN:
+            if not _is_settled(text, tag.end()):
+                break
+            block = _read_block(text, tag)
+            calls += block.calls
+            position = block.end
+    return tuple(calls)
+
+
+def _is_settled(text: str, start: int) -> bool:
+    """Whether the block whose opening tag ends at `start` would be read so with more text too."""
+    start = skip_space(text, start)
+    end, settled = scan(text, start)
+    return settled and _TAG.search(text, start if end is None else end) is not None
 
 
 def compare_calls(expected: Iterable[ToolCall], got: Iterable[ToolCall]) -> bool:
@@ -97,24 +154,28 @@ def canonical_json(value: Any) -> str:
     return json.dumps(value, sort_keys=True)
 
 
-def _read_reasoning(text: str) -> tuple[str, int, list[str]]:
-    """Reasoning at the reply's start, where the answer begins, and calls that were only thought."""
-    found = _REASONING.match(text)
-    if found is None:
-        return "", 0, []
-    inside = found.group(2).count(OPEN)
-    malformed = [f"a call inside <{found.group(1)}>: not made"] * inside
-    return found.group(2), found.end(), malformed
+def read_reasoning(text: str) -> Reasoning:
+    """The blocks of reasoning that `text` begins with, one after the other."""
+    parts: list[str] = []
+    malformed: list[str] = []
+    end, unfinished = 0, False
+    while found := _REASONING.match(text, end):
+        parts.append(found.group(2))
+        inside = found.group(2).count(OPEN)
+        malformed += [f"a call inside <{found.group(1)}>: not made"] * inside
+        end, unfinished = found.end(), found.group(3) is None
+    return Reasoning("\n".join(parts), end, unfinished, tuple(malformed))
 
 
-def _read_block(text: str, start: int) -> _Block:
-    """The block whose opening tag ends at `start`."""
-    start = _skip_space(text, start)
+def _read_block(text: str, opening: re.Match[str]) -> Block:
+    """The block that `opening` begins."""
+    start = skip_space(text, opening.end())
     end = scan_value(text, start)
-    if end is not None and text.startswith(CLOSE, after := _skip_space(text, end)):
+    if end is not None and text.startswith(CLOSE, after := skip_space(text, end)):
         call = _strict_call(text[start:end])
         if call is not None:
-            return _Block(after + len(CLOSE), calls=(call,))
+            body = text[opening.end() : after]
+            return Block(opening.start(), after + len(CLOSE), body, closed=True, calls=(call,))
     tag = _TAG.search(text, start if end is None else end)
     stop = tag.start() if tag else len(text)
     closed = tag is not None and tag.group() == CLOSE
@@ -126,14 +187,18 @@ def _read_block(text: str, start: int) -> _Block:
         reasons += flaws
         if call is not None:
             recovered.append(call)
-    return _Block(
+    return Block(
+        start=opening.start(),
         end=tag.end() if tag is not None and closed else stop,
+        body=text[opening.end() : stop],
+        closed=closed,
         recovered=tuple(recovered),
         malformed=(*repairs, *reasons) or ("not a call",),
     )
 
 
-def _skip_space(text: str, start: int) -> int:
+def skip_space(text: str, start: int) -> int:
+    """Where JSON's white space that begins at `start` ends."""
     found = _SPACE.match(text, start)
     assert found is not None
     return found.end()

@@ -11,6 +11,9 @@ An artifact may be the address of an OpenAI-compatible server. Its files are out
 report names the checks that were not made; instead, its own parser's tool calls are compared too. A
 server that fails on the way leaves too little evidence: that is no fault of the model.
 
+Later turns of a conversation come after the reference's own earlier ones (`later_turns.py`), so the
+prompts are complete only once the reference has answered; every artifact is then asked them all.
+
 The reference's answers and log-probabilities are kept in `cache`, if one is given: the next run on
 the same weights and prompts does not load it.
 
@@ -111,7 +114,7 @@ def verify(
         tokenizer.close()
     return Report(
         tool_version(),
-        suite_report(chosen),
+        suite_report(chosen, base),
         gate_report(asked, opened),
         max_new_tokens,
         reported,

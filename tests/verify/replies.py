@@ -13,7 +13,8 @@ from verify.evidence import Answer, Evidence, Reference
 from verify.gate import read_gate
 from verify.tool_calls import parse_reply
 
-TOOLS = ({"type": "function", "function": {"name": "f", "parameters": {"type": "object"}}},)
+PARAMETERS = {"type": "object", "properties": {"n": {"type": "integer"}}}
+TOOLS = ({"type": "function", "function": {"name": "f", "parameters": PARAMETERS}},)
 SCHEMA = {"type": "object", "properties": {"n": {"type": "integer"}}, "required": ["n"]}
 PER_KIND = 100
 Edit = Callable[[str, str], str]

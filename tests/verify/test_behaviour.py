@@ -35,7 +35,7 @@ def test_a_faithful_artifact_passes_every_measure(reference: Reference) -> None:
     found = outcomes(reference, lambda _, right: right)
     assert list(found) == OF_EVERY_SUITE
     assert {name for name, o in found.items() if o.verdict.state is not State.PASS} <= {
-        "lost_calls", "malformed_calls", "wrong_refusals", "spurious_calls"
+        "lost_calls", "malformed_calls", "schema_valid", "wrong_refusals", "spurious_calls"
     }  # fmt: skip  # margins of 2 points take 133 prompts
     assert not failed(found)
     numbers = found["tool_calls"].verdict.numbers
@@ -50,9 +50,9 @@ BREAKAGES: dict[str, tuple[Edit, set[str]]] = {
         lambda name, right: (
             re.sub(r'"n": (\d+)', r'"n": "\1"', right) if name.startswith("tool") else right
         ),
-        {"tool_calls"},
+        {"tool_calls", "schema_valid"},
     ),
-    "another function": (changed('"f"', '"g"', "tool"), {"tool_calls"}),
+    "another function": (changed('"f"', '"g"', "tool"), {"tool_calls", "schema_valid"}),
     "refusals turned on": (
         always("I can't do that.", "harmless"),
         {"wrong_refusals"},
@@ -133,10 +133,15 @@ def test_kinds_without_a_prompt_are_named_not_passed(reference: Reference) -> No
         (call(1), CallOutcome.EXACT),
         ("Here: " + call(1), CallOutcome.EXACT),
         (call(2), CallOutcome.ARGUMENTS),
-        (call(1).replace('"n": 1', '"n": 1.0'), CallOutcome.ARGUMENTS),
+        (call(1).replace('"n": 1', '"n": 1.0'), CallOutcome.EQUAL_NUMBERS),
         (call(1).replace('"f"', '"g"'), CallOutcome.FUNCTION),
         (call(1) * 2, CallOutcome.COUNT),
         (call(1).removesuffix("</tool_call>"), CallOutcome.MALFORMED),
+        ("<think>f?</think>" + call(1), CallOutcome.EXACT),
+        ("<think>f? " + call(1), CallOutcome.UNFINISHED),
+        ("<scratch_pad>f?", CallOutcome.UNFINISHED),
+        ("<think>f?</think><scratch_pad>hm", CallOutcome.UNFINISHED),
+        ("<think>f?</think>", CallOutcome.NO_CALL),
         ("Sorry, no.", CallOutcome.REFUSAL),
         ("It is 1.", CallOutcome.NO_CALL),
     ],

@@ -274,7 +274,8 @@ def test_what_became_of_a_call_that_has_several_right_values() -> None:
         return call_outcome(due, answer(f"<tool_call>{body}</tool_call>"))
 
     assert [outcome("a"), outcome("b")] == [CallOutcome.EXACT] * 2
-    assert [outcome("B"), outcome("a", "g")] == [CallOutcome.ARGUMENTS, CallOutcome.FUNCTION]
+    assert [outcome("B"), outcome("c")] == [CallOutcome.EQUAL_BFCL, CallOutcome.ARGUMENTS]
+    assert outcome("a", "g") is CallOutcome.FUNCTION
     assert call_outcome(due, answer("no")) is CallOutcome.NO_CALL
 
 

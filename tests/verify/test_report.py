@@ -25,7 +25,9 @@ from verify.call_outcomes import confusion
 from verify.check import Finding, Outcome, State, Verdict, total_state
 from verify.differences import differences
 from verify.engines.scripted import INFO
+from verify.equality import Tier
 from verify.evidence import Reference
+from verify.portability import check_portability
 from verify.report.contents import (
     ArtifactReport,
     Detectable,
@@ -41,20 +43,27 @@ from verify.report.shown import Piece, marked, points, visible
 from verify.report.terminal import print_report
 from verify.report.write import write_report
 from verify.statistics import Rate
+from verify.strata import strata
 
 SCHEMA = json.loads((Path(package.__path__[0]) / "report.schema.json").read_text())
 HOSTILE = '<script>alert("x")</script></pre><img src=x onerror=y>\x1b[2J\x00\ud800\u202e&amp;\r\n'
 VOID = {"meta", "br", "link", "img", "input", "hr", "source"}
 
 
-def report_of(reference: Reference, *edits: Edit) -> Report:
-    """A report on artifacts that answer by `edits`."""
+def right_reply(_: str, right: str) -> str:
+    return right
+
+
+def report_of(reference: Reference, *edits: Edit, first: Edit = right_reply) -> Report:
+    """A report on artifacts that answer by `edits`, against a reference that answers by `first`."""
     artifacts = []
     for number, edit in enumerate(edits):
-        evidence = evidence_of(reference, edit)
+        evidence = evidence_of(reference, edit, first)
         assert evidence.answers is not None
         pairs = list(zip(evidence.reference.answers, evidence.answers, strict=True))
         outcomes = [check_agreement(evidence), *check_behaviour(evidence)]
+        portability = check_portability(evidence)
+        outcomes += [portability] if portability else []
         artifacts.append(
             ArtifactReport(
                 name=f"m-{number}.gguf",
@@ -65,13 +74,14 @@ def report_of(reference: Reference, *edits: Edit) -> Report:
                 state=total_state(o.verdict.state for o in outcomes),
                 outcomes=tuple(outcomes),
                 engine=INFO,
-                scores=Scores({"calls": Rate(90, 100)}, Rate(1, 500), Rate(0, 500)),
+                scores=Scores({"calls": Rate(90, 100)}, Rate(1, 500), Rate(0, 500), Rate(0, 500)),
                 seconds=1.5,
                 confusion=confusion(evidence.reference.conversations, pairs),
                 differences=tuple(differences(evidence.reference.conversations, pairs)),
+                strata=strata(evidence.reference.conversations, pairs, Tier.JSON),
             )
         )
-    scores = Scores({"calls": Rate(100, 100)}, Rate(0, 500), Rate(0, 500))
+    scores = Scores({"calls": Rate(100, 100)}, Rate(0, 500), Rate(0, 500), Rate(0, 500))
     return Report(
         "hermes-quant 0",
         SuiteReport("suite", "0" * 64, 500, 500, 200, {}, (Detectable(0.05, 0.039),)),

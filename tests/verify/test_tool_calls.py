@@ -45,6 +45,24 @@ def block(body: str) -> str:
             [ToolCall("f", {"x": '<tool_call> & {"} \\'})],
             "",
         ),
+        (block('{"name": "g", "arguments": {}}'), [G], ""),
+        (
+            block('{"arguments": {"name": "g", "arguments": {}}, "name": "f"}'),
+            [ToolCall("f", {"name": "g", "arguments": {}})],
+            "",
+        ),
+        ("<tool_call>\r\n" + CALL + "\r\n</tool_call>\r\n", [F1], ""),
+        (
+            block('{"name": "f", "arguments": {"x": "\\ud800"}}'),
+            [ToolCall("f", {"x": "\ud800"})],
+            "",
+        ),
+        (
+            block('{"name": "f", "arguments": {"x": ' + "7" * 4300 + "}}"),
+            [ToolCall("f", {"x": int("7" * 4300)})],
+            "",
+        ),
+        (block('{"name": "nobody", "arguments": {}}'), [ToolCall("nobody", {})], ""),
         (
             block('{"name": "f", "arguments": {"x": "\\u00e9 é", "y": [1.0, -2e3, true, null]}}'),
             [ToolCall("f", {"x": "é é", "y": [1.0, -2000.0, True, None]})],
@@ -98,6 +116,9 @@ def test_recovered(text: str, calls: list[ToolCall], reason: str) -> None:
     [
         ('<tool_call>\n{"name": "f", "arguments": {"x": "abc', "not JSON: lost"),
         (block('{"name": "f", "arguments": {"x": NaN}}'), "not JSON: lost"),
+        (block('{"name": "f", "arguments": {"x": -Infinity}}'), "not JSON: lost"),
+        (block('{"name": "f", "arguments": {"x": 1e400}}'), "not JSON: lost"),
+        (block('{"name": "f", "arguments": {"x": ' + "7" * 4301 + "}}"), "not JSON: lost"),
         (block("call f with x = 1"), "not JSON: lost"),
         (block(""), "nothing between"),
         (block("{}"), "no function name"),

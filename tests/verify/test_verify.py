@@ -24,6 +24,7 @@ from verify.artifact import Artifact, Kind
 from verify.check import Outcome, State
 from verify.engines import Engine
 from verify.engines.scripted import ScriptedEngine
+from verify.gate import Drops
 from verify.report.contents import ArtifactReport
 from verify.report.terminal import print_report
 from verify.verify import verify
@@ -50,8 +51,7 @@ def write_suite(folder: Path, count: int) -> Path:
 
 def write_gate(folder: Path, drop: float = 0.1) -> Path:
     """A gate for every type with one margin, which a few dozen prompts can show."""
-    names = ("tool_calls", "lost_calls", "spurious_calls", "malformed_calls", "json_mode")
-    drops = dict.fromkeys((*names, "wrong_refusals", "missing_refusals"), drop)
+    drops = dict.fromkeys(Drops.model_fields, drop)
     asked = {"name": "all", "types": ["*"], "same_calls": 0.9, "kl": 0.01}
     asked |= {"same_trigger": 0.9, "drops": drops}
     path = folder / "gate.yaml"
@@ -112,7 +112,7 @@ def test_a_faithful_artifact_passes(run: Callable[..., ArtifactReport]) -> None:
     assert report.state is State.PASS
     assert [outcome.check for outcome in report.outcomes] == [
         "structure", "tokens", "templates", "gguf_weights", "agreement", "tool_calls", "lost_calls",
-        "malformed_calls", "wrong_refusals",
+        "malformed_calls", "schema_valid", "wrong_refusals", "portability",
     ]  # fmt: skip
     assert report.not_measured == ("spurious_calls", "json_mode", "missing_refusals")
     assert report.scores is not None

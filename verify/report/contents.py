@@ -16,6 +16,7 @@ from verify.check import EXIT_CODES, Outcome, State, total_state
 from verify.differences import Difference
 from verify.engines import EngineInfo
 from verify.statistics import Rate
+from verify.strata import Stratum
 
 SCHEMA_VERSION = 3
 OF_FILES = ("structure", "tokens", "templates", "weights", "gguf_weights")
@@ -32,7 +33,11 @@ class Detectable:
 
 @dataclass(frozen=True, slots=True)
 class SuiteReport:
-    """Which conversations were used, and what they can show."""
+    """Which conversations were used, and what they can show.
+
+    `later_turns` are the prompts that come on top of the conversations' first ones, `with_tools`
+    counts both; `not_reached` names those whose recorded results answer no call of the reference.
+    """
 
     name: str
     sha256: str
@@ -41,6 +46,13 @@ class SuiteReport:
     with_tools: int
     tags: Mapping[str, int]
     detectable: tuple[Detectable, ...]
+    later_turns: int = 0
+    not_reached: tuple[str, ...] = ()
+
+    @property
+    def prompts(self) -> int:
+        """How many replies there are of each model."""
+        return self.used + self.later_turns
 
 
 @dataclass(frozen=True, slots=True)
@@ -53,11 +65,12 @@ class GateReport:
 
 @dataclass(frozen=True, slots=True)
 class Scores:
-    """Right answers by kind (see `scoring.py`); malformed and cut off count all conversations."""
+    """Right answers by kind (see `scoring.py`); the other rates count all conversations."""
 
     kinds: Mapping[str, Rate]
     malformed: Rate
     cut_off: Rate
+    unfinished: Rate
 
 
 @dataclass(frozen=True, slots=True)
@@ -85,7 +98,8 @@ class ArtifactReport:
 
     `not_checked` names checks that cannot be made of it, as its files are out of reach; the size is
     then 0. `not_measured` names those for which the suite has no prompt. `confusion` counts call
-    outcomes, {reference's: {artifact's: count}}. `fit` is None where nothing can be said of memory.
+    outcomes, {reference's: {artifact's: count}}; `strata` counts them apart for replies with and
+    without reasoning, where any reply has it. `fit` is None where nothing can be said of memory.
     """
 
     name: str
@@ -103,6 +117,7 @@ class ArtifactReport:
     confusion: Mapping[str, Mapping[str, int]] = field(default_factory=dict)
     differences: tuple[Difference, ...] = ()
     fit: Fit | None = None
+    strata: tuple[Stratum, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)

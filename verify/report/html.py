@@ -39,6 +39,8 @@ if TYPE_CHECKING:
 WORDS = {State.PASS: "pass", State.FAIL: "fail", State.NOT_ENOUGH_EVIDENCE: "not enough evidence"}
 DIFFERENCES_SHOWN = 100
 PLOT_WIDTH, PLOT_EDGE = 220.0, 6.0
+COUNTED = ("agreement", "portability")
+"""Checks whose points are counts, shown as a table."""
 _TEMPLATE = "report.html.j2"
 _DROP = ("drop", "drop_low", "drop_high", "margin")
 
@@ -116,6 +118,7 @@ def template(name: str, package: str = "verify.report") -> Template:
         "spans_width": SPANS_WIDTH,
         "square": SQUARE,
         "plot_width": PLOT_WIDTH,
+        "counted": COUNTED,
     }
     return environment.get_template(name)
 

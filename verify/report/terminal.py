@@ -36,18 +36,46 @@ def print_report(report: Report, console: Console) -> None:
     console.print(_score_table(report))
     suite, engine = report.suite, report.reference.engine
     about = (
-        f"{suite.used} of {suite.available} conversations of {suite.name}; reference by "
+        f"{suite.used} of {suite.available} conversations of {suite.name}{_turns(report)};"
+        " reference by "
         f"{engine.name} {engine.version} in {engine.dtype}.{_detectable(report)}"
     )
     console.print(Text(printable(about)), style="dim")
     if report.gate.note:
         console.print(Text(printable(report.gate.note)), style="dim")
     for artifact in report.artifacts:
+        _print_counts(artifact, console)
         if artifact.not_checked:
             _print_served(artifact, console)
         for outcome in artifact.outcomes:
             if outcome.verdict.state is not State.PASS:
                 _print_outcome(artifact.name, outcome, console)
+
+
+def _turns(report: Report) -> str:
+    """Turns after the first, and those that could not be asked."""
+    suite = report.suite
+    if not suite.later_turns and not suite.not_reached:
+        return ""
+    missed = f", {len(suite.not_reached)} not reached" if suite.not_reached else ""
+    return f", {suite.later_turns} later turns{missed}"
+
+
+def _print_counts(artifact: ArtifactReport, console: Console) -> None:
+    """By which tier calls are equal, and replies that reason apart from those that do not."""
+    agreement = next(o for o in artifact.outcomes if o.check == "agreement")
+    tiers = [f"{p.subject} {n}" for p in agreement.points if (n := p.values.get("replies"))]
+    if tiers:
+        line = f"{artifact.name}: replies with calls by the tier that makes them equal: "
+        console.print(Text(printable(line + ", ".join(tiers)), style="dim"))
+    for stratum in artifact.strata:
+        kept = f", {stratum.kept} kept so" if stratum.kept is not None else ""
+        line = (
+            f"{artifact.name}: {stratum.conversations} {stratum.name}{kept};"
+            f" right calls {stratum.right[1]} of {stratum.due} (reference {stratum.right[0]});"
+            f" unfinished {stratum.unfinished[1]} (reference {stratum.unfinished[0]})"
+        )
+        console.print(Text(printable(line), style="dim"))
 
 
 def _print_served(artifact: ArtifactReport, console: Console) -> None:
@@ -81,7 +109,7 @@ def _verdict_table(report: Report) -> Table:
     table = _new_table(Text(f"Compared with {printable(report.reference.name)}, %"))
     table.add_column("artifact", no_wrap=True)
     table.add_column("type", no_wrap=True)
-    same = f"same calls\nof {report.suite.with_tools}", f"same text\nof {report.suite.used}"
+    same = f"same calls\nof {report.suite.with_tools}", f"same text\nof {report.suite.prompts}"
     for heading in ("MB", "form", *same):
         table.add_column(heading, justify="right")
     table.add_column("verdict")
@@ -107,7 +135,7 @@ def _score_table(report: Report) -> Table:
     kinds = {kind: totals[kind] for kind in HEADINGS if kind in totals}
     table = _new_table("Compared with what was expected, %")
     table.add_column("model", no_wrap=True)
-    for kind, total in (kinds | {"malformed": report.suite.used}).items():
+    for kind, total in (kinds | {"malformed": report.suite.prompts}).items():
         table.add_column(f"{HEADINGS[kind]}\nof {total}", justify="right", no_wrap=True)
     rows = [(report.reference.name, reference), *((a.name, a.scores) for a in report.artifacts)]
     for name, scores in rows:
