@@ -108,12 +108,18 @@ def verify_abliteration(
     *,
     suite: Path | None = None,
     limit: int | None = None,
+    gate: Path | None = None,
+    max_new_tokens: int = SUITE_TOKENS,
     controls: Sequence[Path] = (),
     limits: Limits | None = None,
     on_progress: Steps | None = None,
     open_engine: Open = open_engine,
 ) -> GateReport:
-    """Compare every pair; raises InputError for what cannot be begun with."""
+    """Compare every pair; raises InputError for what cannot be begun with.
+
+    `gate` holds the margins of the suite's checks and `max_new_tokens` is for the suite's replies,
+    both as `verify` has them.
+    """
     if not pairs:
         raise InputError("no pair to compare; give --pair UNEDITED EDITED")
     asked_of = limits or Limits()
@@ -126,9 +132,10 @@ def verify_abliteration(
             )
     with Checkpoint.open(locate(model).folder) as base:
         tokenizer = Tokenizer.open(base.path)
-        asked = _asked(base, tokenizer, refused, harmless, suite, limit)
-        gate = read_gate(None, base.path)
-        run = _Run(base, given, asked, gate, asked_of, on_progress, open_engine)
+        asked = _asked(base, tokenizer, refused, harmless, suite, limit, max_new_tokens)
+        margins = read_gate(gate, base.path)
+        tokens = max_new_tokens
+        run = _Run(base, given, asked, margins, asked_of, on_progress, open_engine, tokens)
         reports = tuple(run.pair(one, other) for one, other in opened)
         outcomes = tuple(run.control(open_artifact(path)) for path in controls)
         tokenizer.close()
@@ -153,6 +160,7 @@ def _asked(
     harmless: Path,
     suite: Path | None,
     limit: int | None,
+    max_new_tokens: int,
 ) -> _Asked:
     def reference(conversations: Sequence[Conversation], tokens: int) -> Reference:
         prompts = make_prompts(base, tokenizer, conversations, tokens)
@@ -162,7 +170,7 @@ def _asked(
     if suite is not None:
         read = read_suite(suite, base.path, limit).conversations
         kept = [c for c in read if c.expected is None or not c.expected.refusal]
-        chosen = reference(kept, SUITE_TOKENS)
+        chosen = reference(kept, max_new_tokens)
     return _Asked(
         reference(read_conversations(refused), REPLY_TOKENS),
         reference(read_conversations(harmless), REPLY_TOKENS),
@@ -181,6 +189,7 @@ class _Run:
     limits: Limits
     on_progress: Steps | None
     open_engine: Open
+    suite_tokens: int
 
     def pair(self, unedited: Artifact, edited: Artifact) -> PairReport:
         """All checks of one pair."""
@@ -236,7 +245,7 @@ class _Run:
             rows = engine.score(opening, top=TOP, always=first)
             calls: tuple[Answer, ...] = ()
             if self.asked.suite is not None:
-                calls = self._ask(engine, artifact, self.asked.suite, SUITE_TOKENS)
+                calls = self._ask(engine, artifact, self.asked.suite, self.suite_tokens)
         finally:
             engine.close()
         count = len(self.asked.refused.prompts)

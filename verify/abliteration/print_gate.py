@@ -10,6 +10,8 @@ from verify.check import Outcome
 
 _MARKS = {"pass": "pass", "fail": "FAIL", "not_enough_evidence": "unsure"}
 _FINDINGS = 3
+REMOVAL_TITLE = "## Refusals were removed from this model"
+"""What every card of an edited artifact says."""
 
 
 def print_gate(report: GateReport) -> None:
@@ -41,7 +43,7 @@ def card_text(report: GateReport) -> str:
     name = source.get("repo") or source.get("name") or "the source model"
     revision = f" at revision `{source['revision']}`" if source.get("revision") else ""
     lines = [
-        "## Refusals were removed from this model",
+        REMOVAL_TITLE,
         "",
         f"The weights of {name}{revision} were edited with {report.tool} so that it no longer"
         " refuses: from every edited projection the direction along which refused and harmless"

@@ -13,14 +13,11 @@ without it takes that over and puts the release together.
 
 from __future__ import annotations
 
-import difflib
-import os
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from convert.errors import InputError
 from convert.memory import DEFAULT_MEMORY_BYTES
 from convert.model import Model, open_model
 from convert.workers import Progress, Steps
@@ -29,16 +26,17 @@ from quantize.importance import read_importance
 from verify.check import EXIT_CODES, total_state
 from verify.one_artifact import OpenEngine
 from verify.reference_cache import default_folder
-from verify.release import signing
 from verify.release.assemble import Contents, assemble
+from verify.release.beforehand import choose, find_key, licence_of
 from verify.release.card import CardFacts, prompt_format
 from verify.release.fits import check_devices, fit_rows
 from verify.release.gating import Gated, gate_artifact, gate_inputs, joined
-from verify.release.licence import Duties, duties_of, licence_texts
-from verify.release.make import make_artifacts
+from verify.release.gating_edited import EditInputs, gate_edited, read_edit_inputs
+from verify.release.licence import Duties
+from verify.release.make import Made, Place, make_artifacts
 from verify.release.placing import check_out, quarantine, withdraw
 from verify.release.provenance import describe_source, source_files, tools
-from verify.release.recipe import SIGNING_KEY, ArtifactSpec, ReadRecipe, read_recipe
+from verify.release.recipe import ReadRecipe, Wanted, read_recipe
 from verify.release.steps import Work
 
 
@@ -92,41 +90,24 @@ def build(
     with open_model(read.reference, read.recipe.name) as model:
         duties = licence_of(read, model)
         duties.check()
-        whole = len(wanted) == len(read.recipe.artifacts)
-        signing_key = find_key(read, key) if whole else None
+        left_out = tuple(one.target for one in read.wanted() if one not in wanted)
+        signing_key = None if left_out else find_key(read, key)
         asked = gate_inputs(read, model.checkpoint.path)
-        work, pace = Work.inside(out), pace or Pace()
-        made = make_artifacts(
-            read,
-            wanted,
-            model.checkpoint,
-            work.artifacts,
-            threads=pace.threads,
-            memory_bytes=pace.memory_bytes,
-            on_progress=pace.on_bytes,
-        )
+        edit = read_edit_inputs(read, model) if any(one.edited for one in wanted) else None
+        work = Work.inside(out)
+        run = _Run(read, model, work, asked, cache or default_folder(), pace or Pace(), open_engine)
         files = source_files(model.checkpoint, work.source)
-        gated = tuple(
-            gate_artifact(
-                read,
-                one,
-                work,
-                checkpoint=model.checkpoint.path,
-                source_files=files,
-                asked=asked,
-                cache=cache or default_folder(),
-                open_engine=open_engine,
-                on_progress=pace.on_prompts,
-            )
-            for one in made
-        )
-        quarantine(work, out, gated)
-        left_out = tuple(a.target for a in read.recipe.artifacts if a not in wanted)
+        gated = run.gated(wanted, edit, files)
+        quarantine(out, gated)
         passed = [one for one in gated if one.passed]
         new = False
         if not left_out and passed:
-            contents = _contents(read, model, gated, files, asked, duties, signing_key, work)
-            new = assemble(contents, work, out)
+            inputs = {
+                **asked,
+                **_calibration(read),
+                **({"abliteration": edit.entry} if edit else {}),
+            }
+            new = assemble(_contents(run, gated, files, inputs, duties, signing_key), work, out)
         elif not left_out:
             withdraw(out, work)
         put_together = bool(passed) and not left_out
@@ -134,76 +115,98 @@ def build(
         return Build(read.recipe.name, gated, left_out, put_together, was_there, duties)
 
 
+@dataclass(frozen=True, slots=True)
+class _Run:
+    """What the steps of one build share."""
+
+    read: ReadRecipe
+    model: Model
+    work: Work
+    asked: Mapping[str, Any]
+    cache: Path
+    pace: Pace
+    open_engine: OpenEngine | None
+
+    def gated(
+        self, wanted: Sequence[Wanted], edit: EditInputs | None, files: Mapping[str, Any]
+    ) -> tuple[Gated, ...]:
+        """Everything made and verified: the plain artifacts, then the edited ones."""
+        plain = [one for one in wanted if not one.edited]
+        edited = [one for one in wanted if one.edited]
+        made = self._make(plain, Place(self.work.artifacts, self.read.name_of(edited=False)))
+        made_edited, controls = self._make_edited(edited) if edit else ([], [])
+        verify = {
+            "checkpoint": self.model.checkpoint.path,
+            "source_files": files,
+            "asked": self.asked,
+            "open_engine": self.open_engine,
+            "on_progress": self.pace.on_prompts,
+        }
+        gated = [
+            gate_artifact(self.read, one, self.work, cache=self.cache, **verify) for one in made
+        ]
+        twins = {one.made.wanted: one for one in gated}
+        for number, one in enumerate(made_edited):
+            assert edit is not None
+            twin, beside = twins[one.wanted.unedited], [group[number] for group in controls]
+            gated.append(gate_edited(self.read, one, twin, beside, edit, self.work, **verify))
+        return tuple(gated)
+
+    def _make_edited(self, edited: Sequence[Wanted]) -> tuple[list[Made], list[list[Made]]]:
+        """Every edited artifact, and each made through every control in its place."""
+        stated, name = self.read.abliteration, self.read.name_of(edited=True)
+        made = self._make(edited, Place(self.work.edited, name, self.read.folder / stated.edit))
+        controls = [
+            Place(self.work.control(n), f"{name}-control-{n}", self.read.folder / path)
+            for n, path in enumerate(stated.controls, start=1)
+        ]
+        return made, [self._make(edited, place) for place in controls]
+
+    def _make(self, wanted: Sequence[Wanted], place: Place) -> list[Made]:
+        pace = self.pace
+        return make_artifacts(
+            self.read,
+            wanted,
+            self.model,
+            place,
+            threads=pace.threads,
+            memory_bytes=pace.memory_bytes,
+            on_progress=pace.on_bytes,
+        )
+
+
 def _contents(
-    read: ReadRecipe,
-    model: Model,
+    run: _Run,
     gated: Sequence[Gated],
     files: Mapping[str, Any],
-    asked: Mapping[str, Any],
+    inputs: Mapping[str, Any],
     duties: Duties,
     key: Path | None,
-    work: Work,
 ) -> Contents:
     """What the release is put together from."""
     return Contents(
-        facts=_facts(read, gated, duties, model),
-        source=describe_source(model, files),
-        inputs={**asked, **_calibration(read)},
+        facts=_facts(
+            run.read, gated, duties, run.model, inputs.get("abliteration", {}).get("edit", {})
+        ),
+        source=describe_source(run.model, files),
+        inputs=inputs,
         tools=tools(),
-        passed=[
-            (one, fit_rows(read, work.artifacts / one.made.artifact.name))
-            for one in gated
-            if one.passed
-        ],
+        passed=[(one, fit_rows(run.read, one.made.path)) for one in gated if one.passed],
         key=key,
     )
 
 
-def choose(read: ReadRecipe, only: Sequence[str]) -> list[ArtifactSpec]:
-    """The artifacts that `only` names, or all."""
-    by_name = {artifact.target: artifact for artifact in read.recipe.artifacts}
-    for name in only:
-        if name not in by_name:
-            near = difflib.get_close_matches(name, by_name, n=1)
-            hint = f"; did you mean {near[0]!r}?" if near else ""
-            raise InputError(f"--only {name}: the recipe has {', '.join(by_name)}{hint}")
-    return [artifact for name, artifact in by_name.items() if not only or name in only]
-
-
-def licence_of(read: ReadRecipe, model: Model) -> Duties:
-    """The licence's duties towards this release."""
-    stated = read.recipe.licence
-    licence = stated.id or model.authorship.texts.get("general.license")
-    if not licence:
-        raise InputError(
-            "licence: neither the recipe nor the model card of the source names one; set licence.id"
-        )
-    extra = [path for file in stated.files if (path := read.path(file)) is not None]
-    texts = licence_texts(model.checkpoint.path)
-    return duties_of(licence, texts, read.recipe.name, read.base_model, extra)
-
-
-def find_key(read: ReadRecipe, key: Path | None) -> Path | None:
-    """The private key to sign with; None for keyless signing or none."""
-    asked = read.recipe.signing
-    if asked is None or asked.method == "keyless":
-        return None
-    named = os.environ.get(SIGNING_KEY)
-    found = key or read.path(asked.key) or (Path(named) if named else None)
-    if found is None:
-        raise InputError(
-            f"signing: no key; pass --key FILE, set ${SIGNING_KEY} or name it in the recipe"
-            " (`hermes-quant release key FILE` makes one)"
-        )
-    signing.read_key(found)
-    return found
-
-
-def _facts(read: ReadRecipe, gated: Sequence[Gated], duties: Duties, model: Model) -> CardFacts:
+def _facts(
+    read: ReadRecipe,
+    gated: Sequence[Gated],
+    duties: Duties,
+    model: Model,
+    edit: Mapping[str, Any],
+) -> CardFacts:
     withheld = [
         {
             "name": one.made.artifact.name,
-            "target": one.made.artifact.target,
+            "target": one.made.wanted.target,
             "state": one.found.state.value,
             "reason": one.reason,
         }
@@ -217,6 +220,7 @@ def _facts(read: ReadRecipe, gated: Sequence[Gated], duties: Duties, model: Mode
         revision=model.origin.revision,
         prompt=prompt_format(model.checkpoint.path),
         withheld=withheld,
+        edit=edit,
     )
 
 

@@ -94,23 +94,20 @@ def gate_artifact(
     on_progress: Steps | None = None,
 ) -> Gated:
     """Verify one artifact, unless the same question was answered before."""
-    imatrix = read.imatrix(read.recipe.options_of(made.spec))
-    question = {
-        "artifact": {file.path: file.sha256 for file in made.artifact.files},
-        "source": {name: entry["sha256"] for name, entry in source_files.items()},
-        "asked": dict(asked),
-        "imatrix": read_importance(imatrix).sha256 if imatrix else None,
-        "tools": {n: entry.get("version") for n, entry in tools().items() if n not in _NO_MATTER},
-    }
-    digest = fingerprint(question)
+    imatrix = read.imatrix(read.recipe.options_of(made.wanted.spec))
+    digest = question_about(
+        made,
+        source_files,
+        asked=dict(asked),
+        imatrix=read_importance(imatrix).sha256 if imatrix else None,
+    )
     kept = work.read_check(made.artifact.name, digest)
     if kept is not None:
         return Gated(made, kept, kept=True)
     gates = read.recipe.gates
-    kv_type = _CACHE_TYPES.get(gates.kv_type, gates.kv_type)
     report = verify(
         checkpoint,
-        [work.artifacts / made.artifact.name],
+        [made.path],
         suite=read.path(gates.suite),
         limit=gates.limit,
         gate=read.path(gates.gate),
@@ -118,11 +115,29 @@ def gate_artifact(
         max_new_tokens=gates.max_new_tokens,
         cache=cache,
         on_progress=on_progress,
-        open_engine=open_engine or partial(engine_of_artifact, kv_type=kv_type),
+        open_engine=open_engine or engines_of(read),
     )
-    report = without_places(without_times(report), work.artifacts)
+    report = without_places(without_times(report), made.folder)
     work.write_check(made.artifact.name, digest, report)
     return Gated(made, report, kept=False)
+
+
+def question_about(made: Made, source_files: Mapping[str, Any], **asked: Any) -> str:
+    """The fingerprint of all that decides what is found out about an artifact."""
+    return fingerprint(
+        {
+            "artifact": {file.path: file.sha256 for file in made.artifact.files},
+            "source": {name: entry["sha256"] for name, entry in source_files.items()},
+            "tools": {n: e.get("version") for n, e in tools().items() if n not in _NO_MATTER},
+            **asked,
+        }
+    )
+
+
+def engines_of(read: ReadRecipe) -> OpenEngine:
+    """What opens an artifact's engine with the recipe's KV cache."""
+    stated = read.recipe.gates.kv_type
+    return partial(engine_of_artifact, kv_type=_CACHE_TYPES.get(stated, stated))
 
 
 def without_times(report: Report) -> Report:

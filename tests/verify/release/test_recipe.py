@@ -74,7 +74,7 @@ artifacts:
   - {to: Q5_K_M, leave_output: true}
 """
     read = read_recipe(write(tmp_path, text))
-    groups = [[a.target for a in group] for _, group in _groups(read, read.recipe.artifacts)]
+    groups = [[one.target for one in group] for _, group in _groups(read, read.wanted())]
     assert groups == [["Q8_0", "Q4_K_M"], ["Q6_K", "Q5_K_M"], ["5GB"]]
     options = [read.recipe.options_of(a) for a in read.recipe.artifacts]
     assert {str(o.imatrix) for o in options} == {"all.gguf"}
