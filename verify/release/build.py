@@ -18,9 +18,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from convert.memory import DEFAULT_MEMORY_BYTES
 from convert.model import Model, open_model
-from convert.workers import Progress, Steps
 from quantize.calibration import read_calibration
 from quantize.importance import read_importance
 from verify.check import EXIT_CODES, total_state
@@ -30,13 +28,13 @@ from verify.release.assemble import Contents, assemble
 from verify.release.beforehand import choose, find_key, licence_of
 from verify.release.card import CardFacts, prompt_format
 from verify.release.fits import check_devices, fit_rows
-from verify.release.gating import Gated, gate_artifact, gate_inputs, joined
+from verify.release.gating import Gated, Verifying, gate_artifact, gate_inputs, joined
 from verify.release.gating_edited import EditInputs, gate_edited, read_edit_inputs
 from verify.release.licence import Duties
-from verify.release.make import Made, Place, make_artifacts
 from verify.release.placing import check_out, quarantine, withdraw
 from verify.release.provenance import describe_source, source_files, tools
-from verify.release.recipe import ReadRecipe, Wanted, read_recipe
+from verify.release.reads import AllMade, Making, Pace, make_all
+from verify.release.recipe import ReadRecipe, read_recipe
 from verify.release.steps import Work
 
 
@@ -55,16 +53,6 @@ class Build:
     def exit_code(self) -> int:
         """0 all passed, 1 a gate failed, 3 not enough evidence about one."""
         return EXIT_CODES[total_state(gated.found.state for gated in self.gated)]
-
-
-@dataclass(frozen=True, slots=True)
-class Pace:
-    """How a build uses the machine, and how it reports; no byte depends on it."""
-
-    threads: int | None = None
-    memory_bytes: int = DEFAULT_MEMORY_BYTES
-    on_bytes: Progress | None = None
-    on_prompts: Steps | None = None
 
 
 def build(
@@ -95,9 +83,20 @@ def build(
         asked = gate_inputs(read, model.checkpoint.path)
         edit = read_edit_inputs(read, model) if any(one.edited for one in wanted) else None
         work = Work.inside(out)
-        run = _Run(read, model, work, asked, cache or default_folder(), pace or Pace(), open_engine)
+        pace = pace or Pace()
+        made = make_all(Making(read, model, work, pace), wanted)
         files = source_files(model.checkpoint, work.source)
-        gated = run.gated(wanted, edit, files)
+        shared = Verifying(
+            read,
+            work,
+            model.checkpoint.path,
+            files,
+            asked,
+            cache or default_folder(),
+            open_engine,
+            pace.on_prompts,
+        )
+        gated = _gate_all(shared, made, edit)
         quarantine(out, gated)
         passed = [one for one in gated if one.passed]
         new = False
@@ -107,7 +106,9 @@ def build(
                 **_calibration(read),
                 **({"abliteration": edit.entry} if edit else {}),
             }
-            new = assemble(_contents(run, gated, files, inputs, duties, signing_key), work, out)
+            new = assemble(
+                _contents(read, model, gated, files, inputs, duties, signing_key), work, out
+            )
         elif not left_out:
             withdraw(out, work)
         put_together = bool(passed) and not left_out
@@ -115,68 +116,20 @@ def build(
         return Build(read.recipe.name, gated, left_out, put_together, was_there, duties)
 
 
-@dataclass(frozen=True, slots=True)
-class _Run:
-    """What the steps of one build share."""
-
-    read: ReadRecipe
-    model: Model
-    work: Work
-    asked: Mapping[str, Any]
-    cache: Path
-    pace: Pace
-    open_engine: OpenEngine | None
-
-    def gated(
-        self, wanted: Sequence[Wanted], edit: EditInputs | None, files: Mapping[str, Any]
-    ) -> tuple[Gated, ...]:
-        """Everything made and verified: the plain artifacts, then the edited ones."""
-        plain = [one for one in wanted if not one.edited]
-        edited = [one for one in wanted if one.edited]
-        made = self._make(plain, Place(self.work.artifacts, self.read.name_of(edited=False)))
-        made_edited, controls = self._make_edited(edited) if edit else ([], [])
-        verify = {
-            "checkpoint": self.model.checkpoint.path,
-            "source_files": files,
-            "asked": self.asked,
-            "open_engine": self.open_engine,
-            "on_progress": self.pace.on_prompts,
-        }
-        gated = [
-            gate_artifact(self.read, one, self.work, cache=self.cache, **verify) for one in made
-        ]
-        twins = {one.made.wanted: one for one in gated}
-        for number, one in enumerate(made_edited):
-            assert edit is not None
-            twin, beside = twins[one.wanted.unedited], [group[number] for group in controls]
-            gated.append(gate_edited(self.read, one, twin, beside, edit, self.work, **verify))
-        return tuple(gated)
-
-    def _make_edited(self, edited: Sequence[Wanted]) -> tuple[list[Made], list[list[Made]]]:
-        """Every edited artifact, and each made through every control in its place."""
-        stated, name = self.read.abliteration, self.read.name_of(edited=True)
-        made = self._make(edited, Place(self.work.edited, name, self.read.folder / stated.edit))
-        controls = [
-            Place(self.work.control(n), f"{name}-control-{n}", self.read.folder / path)
-            for n, path in enumerate(stated.controls, start=1)
-        ]
-        return made, [self._make(edited, place) for place in controls]
-
-    def _make(self, wanted: Sequence[Wanted], place: Place) -> list[Made]:
-        pace = self.pace
-        return make_artifacts(
-            self.read,
-            wanted,
-            self.model,
-            place,
-            threads=pace.threads,
-            memory_bytes=pace.memory_bytes,
-            on_progress=pace.on_bytes,
-        )
+def _gate_all(shared: Verifying, made: AllMade, edit: EditInputs | None) -> tuple[Gated, ...]:
+    """Everything verified: the plain artifacts, then the edited ones beside them."""
+    gated = [gate_artifact(shared, one) for one in made.plain]
+    twins = {one.made.wanted: one for one in gated}
+    for number, one in enumerate(made.edited):
+        assert edit is not None
+        beside = [control[number] for control in made.controls]
+        gated.append(gate_edited(shared, one, twins[one.wanted.unedited], beside, edit))
+    return tuple(gated)
 
 
 def _contents(
-    run: _Run,
+    read: ReadRecipe,
+    model: Model,
     gated: Sequence[Gated],
     files: Mapping[str, Any],
     inputs: Mapping[str, Any],
@@ -185,13 +138,11 @@ def _contents(
 ) -> Contents:
     """What the release is put together from."""
     return Contents(
-        facts=_facts(
-            run.read, gated, duties, run.model, inputs.get("abliteration", {}).get("edit", {})
-        ),
-        source=describe_source(run.model, files),
+        facts=_facts(read, gated, duties, model, inputs.get("abliteration", {}).get("edit", {})),
+        source=describe_source(model, files),
         inputs=inputs,
         tools=tools(),
-        passed=[(one, fit_rows(run.read, one.made.path)) for one in gated if one.passed],
+        passed=[(one, fit_rows(read, one.made.path)) for one in gated if one.passed],
         key=key,
     )
 

@@ -26,7 +26,6 @@ from convert.errors import ConversationError, InputError, UnsupportedError
 from convert.model import Model
 from convert.rendering import Tokenizer
 from convert.staging import hash_file
-from convert.workers import Steps
 from quantize.abliteration.edit_folder import EditFolder, read_edit
 from verify.abliteration.gate import PairReport, verify_abliteration
 from verify.artifact import Artifact, open_artifact
@@ -35,12 +34,11 @@ from verify.check import Outcome, State, Verdict, total_state
 from verify.engines import Engine, EngineInfo
 from verify.evidence import Evidence, Reference, make_prompts
 from verify.gate import read_gate
-from verify.one_artifact import CHECKS_BEFORE, OpenEngine
-from verify.release.gating import Gated, engines_of, question_about, without_places, without_times
+from verify.one_artifact import CHECKS_BEFORE
+from verify.release.gating import Gated, Verifying
 from verify.release.make import Made
 from verify.release.recipe import ReadRecipe
-from verify.release.steps import Work
-from verify.report.contents import ArtifactReport
+from verify.report.contents import ArtifactReport, Report
 from verify.suite import FOLDER, read_suite
 from verify.summary import fit_report
 
@@ -90,45 +88,27 @@ def _prompts(path: Path) -> dict[str, Any]:
 
 
 def gate_edited(
-    read: ReadRecipe,
-    made: Made,
-    twin: Gated,
-    controls: Sequence[Made],
-    inputs: EditInputs,
-    work: Work,
-    *,
-    checkpoint: Path,
-    source_files: Mapping[str, Any],
-    asked: Mapping[str, Any],
-    open_engine: OpenEngine | None = None,
-    on_progress: Steps | None = None,
+    shared: Verifying, made: Made, twin: Gated, controls: Sequence[Made], inputs: EditInputs
 ) -> Gated:
     """Compare one edited artifact with its twin, unless the same question was answered before."""
     name = twin.made.artifact.name
     if not twin.passed:
         reason = f"not compared: {name} did not pass ({twin.reason})"
         verdict = Verdict(twin.found.state, reason, {"artifact": name})
-        return _gated(made, twin, [Outcome(UNEDITED, verdict)], None)
+        return Gated(made, _report(made, twin, [Outcome(UNEDITED, verdict)], None), kept=False)
     others = [file.sha256 for one in (twin.made, *controls) for file in one.artifact.files]
-    entry = dict(inputs.entry)
-    digest = question_about(made, source_files, asked=dict(asked), compared=others, edit=entry)
-    kept = work.read_check(made.artifact.name, digest)
+    question = shared.question(made, compared=others, edit=dict(inputs.entry))
+    kept = shared.work.read_check(made.artifact.name, question)
     if kept is not None:
         return Gated(made, kept, kept=True)
     reason = f"compared with {name}, the same type unedited, which passed its gate"
     outcomes = [Outcome(UNEDITED, Verdict(State.PASS, reason, {"artifact": name}))]
-    outcomes += _check_files(read, made, checkpoint)
+    outcomes += _check_files(shared, made)
     info: EngineInfo | None = None
     if total_state(outcome.verdict.state for outcome in outcomes) is State.PASS:
-        run = _Compared(read, made, twin.made, controls, checkpoint)
-        compared, info = run.outcomes(open_engine or engines_of(read), on_progress)
+        compared, info = _compare(shared, made, twin.made, controls)
         outcomes += compared
-    gated = _gated(made, twin, outcomes, info)
-    report = without_times(gated.report)
-    for one in (made, twin.made, *controls):
-        report = without_places(report, one.folder)
-    work.write_check(made.artifact.name, digest, report)
-    return Gated(made, report, kept=False)
+    return shared.keep(made, question, _report(made, twin, outcomes, info))
 
 
 def pair_of(gated: Gated) -> PairReport:
@@ -143,16 +123,16 @@ def unedited_of(gated: Gated) -> str:
     return str(compared.verdict.numbers["artifact"])
 
 
-def _check_files(read: ReadRecipe, made: Made, checkpoint: Path) -> list[Outcome]:
+def _check_files(shared: Verifying, made: Made) -> list[Outcome]:
     """The checks of files that every artifact has to pass, against the source."""
-    gates = read.recipe.gates
-    chosen = read_suite(read.path(gates.suite), checkpoint, gates.limit).conversations
-    with Checkpoint.open(checkpoint) as source:
-        tokenizer = Tokenizer.open(checkpoint)
+    read, gates, folder = shared.read, shared.read.recipe.gates, shared.checkpoint
+    chosen = read_suite(read.path(gates.suite), folder, gates.limit).conversations
+    with Checkpoint.open(folder) as source:
+        tokenizer = Tokenizer.open(folder)
         try:
             prompts = make_prompts(source, tokenizer, chosen, gates.max_new_tokens)
             artifact = open_artifact(made.path)
-            thresholds = read_gate(read.path(gates.gate), checkpoint).of(artifact.type)
+            thresholds = read_gate(read.path(gates.gate), folder).of(artifact.type)
             reference = Reference(source, tokenizer, tuple(chosen), prompts)
             evidence = Evidence(reference, artifact, thresholds)
             return [check(evidence) for check in CHECKS_BEFORE]
@@ -160,57 +140,48 @@ def _check_files(read: ReadRecipe, made: Made, checkpoint: Path) -> list[Outcome
             tokenizer.close()
 
 
-@dataclass(frozen=True, slots=True)
-class _Compared:
-    """One run of the abliteration's gate, on one pair."""
+def _compare(
+    shared: Verifying, made: Made, twin: Made, controls: Sequence[Made]
+) -> tuple[list[Outcome], EngineInfo | None]:
+    """What the abliteration's own gate finds, and the engine that ran the edited artifact."""
+    read, stated, gates = shared.read, shared.read.abliteration, shared.read.recipe.gates
+    engines: dict[str, EngineInfo] = {}
 
-    read: ReadRecipe
-    made: Made
-    twin: Made
-    controls: Sequence[Made]
-    checkpoint: Path
+    def noted(artifact: Artifact) -> Engine:
+        engine = shared.open_engine(artifact)
+        engines[artifact.name] = engine.info
+        return engine
 
-    def outcomes(
-        self, open_engine: OpenEngine, on_progress: Steps | None
-    ) -> tuple[list[Outcome], EngineInfo | None]:
-        """What it found, and the engine that ran the edited artifact."""
-        stated, gates = self.read.abliteration, self.read.recipe.gates
-        engines: dict[str, EngineInfo] = {}
-
-        def noted(artifact: Artifact) -> Engine:
-            engine = open_engine(artifact)
-            engines[artifact.name] = engine.info
-            return engine
-
-        try:
-            report = verify_abliteration(
-                str(self.checkpoint),
-                self.read.folder / stated.edit,
-                [(self.twin.path, self.made.path)],
-                self.read.folder / stated.refused,
-                self.read.folder / stated.harmless,
-                suite=self.read.path(gates.suite) or self.checkpoint / FOLDER,
-                limit=gates.limit,
-                gate=self.read.path(gates.gate),
-                max_new_tokens=gates.max_new_tokens,
-                controls=[control.path for control in self.controls],
-                limits=stated.limits.stated(),
-                on_progress=on_progress,
-                open_engine=noted,
-            )
-        except ConversationError:
-            raise  # the user's prompts, no fault of the artifact
-        except UnsupportedError as error:
-            return [Outcome(_RUN, Verdict(State.NOT_ENOUGH_EVIDENCE, str(error)))], None
-        except InputError as error:
-            return [Outcome(_RUN, Verdict(State.FAIL, str(error)))], None
-        (pair,) = report.pairs
-        return [*pair.outcomes, *report.controls], engines.get(pair.edited)
+    try:
+        report = verify_abliteration(
+            str(shared.checkpoint),
+            read.folder / stated.edit,
+            [(twin.path, made.path)],
+            read.folder / stated.refused,
+            read.folder / stated.harmless,
+            suite=read.path(gates.suite) or shared.checkpoint / FOLDER,
+            limit=gates.limit,
+            gate=read.path(gates.gate),
+            max_new_tokens=gates.max_new_tokens,
+            controls=[control.path for control in controls],
+            limits=stated.limits.stated(),
+            on_progress=shared.on_progress,
+            open_engine=noted,
+        )
+    except ConversationError:
+        raise  # the user's prompts, no fault of the artifact
+    except UnsupportedError as error:
+        return [Outcome(_RUN, Verdict(State.NOT_ENOUGH_EVIDENCE, str(error)))], None
+    except InputError as error:
+        return [Outcome(_RUN, Verdict(State.FAIL, str(error)))], None
+    (pair,) = report.pairs
+    return [*pair.outcomes, *report.controls], engines.get(pair.edited)
 
 
-def _gated(made: Made, twin: Gated, outcomes: Sequence[Outcome], info: EngineInfo | None) -> Gated:
-    """The outcomes as the report of one artifact; of suite and reference it says what the twin's
-    report says."""
+def _report(
+    made: Made, twin: Gated, outcomes: Sequence[Outcome], info: EngineInfo | None
+) -> Report:
+    """The outcomes as a report of one artifact, under the suite and reference of its twin's."""
     artifact = open_artifact(made.path)
     found = ArtifactReport(
         name=artifact.name,
@@ -226,4 +197,4 @@ def _gated(made: Made, twin: Gated, outcomes: Sequence[Outcome], info: EngineInf
         not_measured=not_measured(outcomes) if info else (),
         fit=fit_report(artifact),
     )
-    return Gated(made, replace(twin.report, artifacts=(found,)), kept=False)
+    return replace(twin.report, artifacts=(found,))
