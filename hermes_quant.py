@@ -585,8 +585,8 @@ def release_build(
         from convert.progress import bytes_bar, steps_bar
         from convert.size import parse_size
         from verify.release import print_release
-        from verify.release.build import Pace
         from verify.release.build import build as verb
+        from verify.release.reads import Pace
 
         if dry_run:
             from verify.release.predict import predict

@@ -42,12 +42,18 @@ def verify_abliteration(
     *,
     suite: Path | None = None,
     limit: int | None = None,
+    gate: Path | None = None,
+    max_new_tokens: int = SUITE_TOKENS,
     controls: Sequence[Path] = (),
     limits: Limits | None = None,
     on_progress: Steps | None = None,
     open_engine: Open = open_engine,
 ) -> GateReport:
-    """Compare every pair; raises InputError for what cannot be begun with."""
+    """Compare every pair; raises InputError for what cannot be begun with.
+
+    `gate` holds the margins of the suite's checks and `max_new_tokens` is for the suite's replies,
+    both as `verify` has them.
+    """
     if not pairs:
         raise InputError("no pair to compare; give --pair UNEDITED EDITED")
     asked_of = limits or Limits()
@@ -60,9 +66,9 @@ def verify_abliteration(
             )
     with Checkpoint.open(locate(model).folder) as base:
         tokenizer = Tokenizer.open(base.path)
-        asked = _asked(base, tokenizer, refused, harmless, suite, limit)
-        gate = read_gate(None, base.path)
-        keeper = Gatekeeper(base, given, asked, gate, asked_of, on_progress, open_engine)
+        asked = _asked(base, tokenizer, refused, harmless, suite, limit, max_new_tokens)
+        margins, tokens = read_gate(gate, base.path), max_new_tokens
+        keeper = Gatekeeper(base, given, asked, margins, asked_of, on_progress, open_engine, tokens)
         reports = tuple(keeper.pair(one, other) for one, other in opened)
         others = tuple(keeper.control(open_artifact(path)) for path in controls)
         tokenizer.close()
@@ -92,6 +98,7 @@ def _asked(
     harmless: Path,
     suite: Path | None,
     limit: int | None,
+    max_new_tokens: int,
 ) -> Asked:
     def reference(conversations: Sequence[Conversation], tokens: int) -> Reference:
         prompts = make_prompts(base, tokenizer, conversations, tokens)
@@ -101,7 +108,7 @@ def _asked(
     if suite is not None:
         read = read_suite(suite, base.path, limit)
         kept = [c for c in read.conversations if c.expected is None or not c.expected.refusal]
-        chosen, digest = reference(kept, SUITE_TOKENS), read.sha256
+        chosen, digest = reference(kept, max_new_tokens), read.sha256
     return Asked(
         reference(read_conversations(refused), REPLY_TOKENS),
         reference(read_conversations(harmless), REPLY_TOKENS),

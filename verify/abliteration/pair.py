@@ -74,6 +74,7 @@ class Gatekeeper:
     limits: Limits
     on_progress: Steps | None
     open_engine: Open
+    suite_tokens: int = SUITE_TOKENS
 
     def pair(self, unedited: Artifact, edited: Artifact) -> PairReport:
         """All checks of one pair."""
@@ -191,7 +192,7 @@ class Gatekeeper:
             rows = engine.score(opening, top=TOP, always=first)
             calls: Answers = ()
             if self.asked.suite is not None:
-                calls = self._ask(engine, artifact, self.asked.suite, SUITE_TOKENS)
+                calls = self._ask(engine, artifact, self.asked.suite, self.suite_tokens)
         finally:
             engine.close()
         count = len(self.asked.refused.prompts)

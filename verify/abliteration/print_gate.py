@@ -10,6 +10,8 @@ from verify.check import Outcome
 
 _MARKS = {"pass": "pass", "fail": "FAIL", "not_enough_evidence": "unsure"}
 _FINDINGS = 3
+REMOVAL_TITLE = "## Refusals were removed from this model"
+"""What every card of an edited artifact says."""
 
 
 def print_gate(report: GateReport) -> None:
@@ -52,7 +54,7 @@ def statement(report: GateReport) -> str:
 def card_text(report: GateReport) -> str:
     """Markdown that says plainly what was done, by what, and what was measured."""
     lines = [
-        "## Refusals were removed from this model",
+        REMOVAL_TITLE,
         "",
         statement(report),
         "",

@@ -64,7 +64,7 @@ class Contents:
 
 def repository_of(read: ReadRecipe, gated: Gated) -> str:
     """The repository that an artifact belongs to."""
-    name = read.recipe.name
+    name = read.name_of(edited=gated.made.wanted.edited)
     if read.recipe.publish.repositories == "one":
         return name
     return f"{name}-GGUF" if gated.made.is_gguf else gated.made.artifact.name
@@ -93,7 +93,7 @@ def _assemble(contents: Contents, work: Work, out: Path) -> bool:
     everything: list[Placed] = []
     known: dict[str, str] = {}
     for name, placed in groups.items():
-        hashes = _fill(contents, work, folder / name, name, placed)
+        hashes = _fill(contents, folder / name, name, placed)
         _seal(contents, folder / name, name, sorted(groups), placed, created, hashes)
         known |= {f"{name}/{path}": digest for path, digest in hashes.items()}
         everything += [_below(name, item) for item in placed]
@@ -106,25 +106,24 @@ def _assemble(contents: Contents, work: Work, out: Path) -> bool:
     return True
 
 
-def _fill(
-    contents: Contents, work: Work, folder: Path, name: str, placed: Sequence[Placed]
-) -> dict[str, str]:
+def _fill(contents: Contents, folder: Path, name: str, placed: Sequence[Placed]) -> dict[str, str]:
     """Artifacts, licence texts, card and reports of one repository; hashes of the artifacts."""
     duties = contents.facts.duties
     hashes = {}
     for item in placed:
-        for file in item.gated.made.artifact.files:
+        made = item.gated.made
+        for file in made.artifact.files:
             inner = file.path
             if item.path == ".":
                 inner = file.path.partition("/")[2]
                 if inner == CARD_NAME or inner in duties.texts:
                     continue  # the release's own takes its place
-            link(work.artifacts / file.path, folder / inner)
+            link(made.folder / file.path, folder / inner)
             digest = hash_file(folder / inner)
             if digest != file.sha256:
                 raise OutputError(
-                    f"{work.artifacts / file.path}: has changed since it was made; remove"
-                    f" {work.artifacts / item.gated.made.artifact.name} and build again"
+                    f"{made.folder / file.path}: has changed since it was made; remove {made.path}"
+                    " and build again"
                 )
             hashes[inner] = digest
     for text, path in duties.texts.items():

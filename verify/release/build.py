@@ -13,32 +13,28 @@ without it takes that over and puts the release together.
 
 from __future__ import annotations
 
-import difflib
-import os
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from convert.errors import InputError
-from convert.memory import DEFAULT_MEMORY_BYTES
 from convert.model import Model, open_model
-from convert.workers import Progress, Steps
 from quantize.calibration import read_calibration
 from quantize.importance import read_importance
 from verify.check import EXIT_CODES, total_state
 from verify.one_artifact import OpenEngine
 from verify.reference_cache import default_folder
-from verify.release import signing
 from verify.release.assemble import Contents, assemble
+from verify.release.beforehand import choose, find_key, licence_of
 from verify.release.card import CardFacts, prompt_format
 from verify.release.fits import check_devices, fit_rows
-from verify.release.gating import Gated, gate_artifact, gate_inputs, joined
-from verify.release.licence import Duties, duties_of, licence_texts
-from verify.release.make import make_artifacts
+from verify.release.gating import Gated, Verifying, gate_artifact, gate_inputs, joined
+from verify.release.gating_edited import EditInputs, gate_edited, read_edit_inputs
+from verify.release.licence import Duties
 from verify.release.placing import check_out, quarantine, withdraw
 from verify.release.provenance import describe_source, source_files, tools
-from verify.release.recipe import SIGNING_KEY, ArtifactSpec, ReadRecipe, read_recipe
+from verify.release.reads import AllMade, Making, Pace, make_all
+from verify.release.recipe import ReadRecipe, read_recipe
 from verify.release.steps import Work
 
 
@@ -57,16 +53,6 @@ class Build:
     def exit_code(self) -> int:
         """0 all passed, 1 a gate failed, 3 not enough evidence about one."""
         return EXIT_CODES[total_state(gated.found.state for gated in self.gated)]
-
-
-@dataclass(frozen=True, slots=True)
-class Pace:
-    """How a build uses the machine, and how it reports; no byte depends on it."""
-
-    threads: int | None = None
-    memory_bytes: int = DEFAULT_MEMORY_BYTES
-    on_bytes: Progress | None = None
-    on_prompts: Steps | None = None
 
 
 def build(
@@ -92,41 +78,37 @@ def build(
     with open_model(read.reference, read.recipe.name) as model:
         duties = licence_of(read, model)
         duties.check()
-        whole = len(wanted) == len(read.recipe.artifacts)
-        signing_key = find_key(read, key) if whole else None
+        left_out = tuple(one.target for one in read.wanted() if one not in wanted)
+        signing_key = None if left_out else find_key(read, key)
         asked = gate_inputs(read, model.checkpoint.path)
-        work, pace = Work.inside(out), pace or Pace()
-        made = make_artifacts(
-            read,
-            wanted,
-            model.checkpoint,
-            work.artifacts,
-            threads=pace.threads,
-            memory_bytes=pace.memory_bytes,
-            on_progress=pace.on_bytes,
-        )
+        edit = read_edit_inputs(read, model) if any(one.edited for one in wanted) else None
+        work = Work.inside(out)
+        pace = pace or Pace()
+        made = make_all(Making(read, model, work, pace), wanted)
         files = source_files(model.checkpoint, work.source)
-        gated = tuple(
-            gate_artifact(
-                read,
-                one,
-                work,
-                checkpoint=model.checkpoint.path,
-                source_files=files,
-                asked=asked,
-                cache=cache or default_folder(),
-                open_engine=open_engine,
-                on_progress=pace.on_prompts,
-            )
-            for one in made
+        shared = Verifying(
+            read,
+            work,
+            model.checkpoint.path,
+            files,
+            asked,
+            cache or default_folder(),
+            open_engine,
+            pace.on_prompts,
         )
-        quarantine(work, out, gated)
-        left_out = tuple(a.target for a in read.recipe.artifacts if a not in wanted)
+        gated = _gate_all(shared, made, edit)
+        quarantine(out, gated)
         passed = [one for one in gated if one.passed]
         new = False
         if not left_out and passed:
-            contents = _contents(read, model, gated, files, asked, duties, signing_key, work)
-            new = assemble(contents, work, out)
+            inputs = {
+                **asked,
+                **_calibration(read),
+                **({"abliteration": edit.entry} if edit else {}),
+            }
+            new = assemble(
+                _contents(read, model, gated, files, inputs, duties, signing_key), work, out
+            )
         elif not left_out:
             withdraw(out, work)
         put_together = bool(passed) and not left_out
@@ -134,76 +116,48 @@ def build(
         return Build(read.recipe.name, gated, left_out, put_together, was_there, duties)
 
 
+def _gate_all(shared: Verifying, made: AllMade, edit: EditInputs | None) -> tuple[Gated, ...]:
+    """Everything verified: the plain artifacts, then the edited ones beside them."""
+    gated = [gate_artifact(shared, one) for one in made.plain]
+    twins = {one.made.wanted: one for one in gated}
+    for number, one in enumerate(made.edited):
+        assert edit is not None
+        beside = [control[number] for control in made.controls]
+        gated.append(gate_edited(shared, one, twins[one.wanted.unedited], beside, edit))
+    return tuple(gated)
+
+
 def _contents(
     read: ReadRecipe,
     model: Model,
     gated: Sequence[Gated],
     files: Mapping[str, Any],
-    asked: Mapping[str, Any],
+    inputs: Mapping[str, Any],
     duties: Duties,
     key: Path | None,
-    work: Work,
 ) -> Contents:
     """What the release is put together from."""
     return Contents(
-        facts=_facts(read, gated, duties, model),
+        facts=_facts(read, gated, duties, model, inputs.get("abliteration", {}).get("edit", {})),
         source=describe_source(model, files),
-        inputs={**asked, **_calibration(read)},
+        inputs=inputs,
         tools=tools(),
-        passed=[
-            (one, fit_rows(read, work.artifacts / one.made.artifact.name))
-            for one in gated
-            if one.passed
-        ],
+        passed=[(one, fit_rows(read, one.made.path)) for one in gated if one.passed],
         key=key,
     )
 
 
-def choose(read: ReadRecipe, only: Sequence[str]) -> list[ArtifactSpec]:
-    """The artifacts that `only` names, or all."""
-    by_name = {artifact.target: artifact for artifact in read.recipe.artifacts}
-    for name in only:
-        if name not in by_name:
-            near = difflib.get_close_matches(name, by_name, n=1)
-            hint = f"; did you mean {near[0]!r}?" if near else ""
-            raise InputError(f"--only {name}: the recipe has {', '.join(by_name)}{hint}")
-    return [artifact for name, artifact in by_name.items() if not only or name in only]
-
-
-def licence_of(read: ReadRecipe, model: Model) -> Duties:
-    """The licence's duties towards this release."""
-    stated = read.recipe.licence
-    licence = stated.id or model.authorship.texts.get("general.license")
-    if not licence:
-        raise InputError(
-            "licence: neither the recipe nor the model card of the source names one; set licence.id"
-        )
-    extra = [path for file in stated.files if (path := read.path(file)) is not None]
-    texts = licence_texts(model.checkpoint.path)
-    return duties_of(licence, texts, read.recipe.name, read.base_model, extra)
-
-
-def find_key(read: ReadRecipe, key: Path | None) -> Path | None:
-    """The private key to sign with; None for keyless signing or none."""
-    asked = read.recipe.signing
-    if asked is None or asked.method == "keyless":
-        return None
-    named = os.environ.get(SIGNING_KEY)
-    found = key or read.path(asked.key) or (Path(named) if named else None)
-    if found is None:
-        raise InputError(
-            f"signing: no key; pass --key FILE, set ${SIGNING_KEY} or name it in the recipe"
-            " (`hermes-quant release key FILE` makes one)"
-        )
-    signing.read_key(found)
-    return found
-
-
-def _facts(read: ReadRecipe, gated: Sequence[Gated], duties: Duties, model: Model) -> CardFacts:
+def _facts(
+    read: ReadRecipe,
+    gated: Sequence[Gated],
+    duties: Duties,
+    model: Model,
+    edit: Mapping[str, Any],
+) -> CardFacts:
     withheld = [
         {
             "name": one.made.artifact.name,
-            "target": one.made.artifact.target,
+            "target": one.made.wanted.target,
             "state": one.found.state.value,
             "reason": one.reason,
         }
@@ -217,6 +171,7 @@ def _facts(read: ReadRecipe, gated: Sequence[Gated], duties: Duties, model: Mode
         revision=model.origin.revision,
         prompt=prompt_format(model.checkpoint.path),
         withheld=withheld,
+        edit=edit,
     )
 
 

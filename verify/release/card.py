@@ -3,12 +3,12 @@
 In: the artifacts of a repository with their reports, the licence's duties, the recipe. Out: the
 text, front matter first: `base_model`, `base_model_relation`, tags, licence. Every figure is one of
 the report; what was only planned (the devices) is called so. The prompt format is what the model's
-own chat template writes.
+own chat template writes. A repository of edited artifacts says so first, and by what it was done.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
@@ -16,22 +16,23 @@ from typing import TYPE_CHECKING, Any
 
 from convert.conversation import Conversation
 from convert.errors import HermesQuantError, InputError
-from convert.job import tool_version
+from convert.job import EDITED, tool_version
 from convert.rendering import Tokenizer
-from convert.terminal import readable_size
+from verify.abliteration.gate import GateReport
+from verify.abliteration.print_gate import card_text as removal_text
+from verify.release.card_table import artifact_table, rate_words, verified_rows
+from verify.release.gating_edited import pair_of
 from verify.release.licence import Duties
 from verify.release.manifest import Placed
 from verify.release.recipe import ReadRecipe
 from verify.release.signing import PUBLIC_KEY_NAME
-from verify.report.contents import ArtifactReport, Report
+from verify.report.contents import Report
 from verify.report.shown import visible
-from verify.statistics import Rate
 
 if TYPE_CHECKING:
     from jinja2 import Template
 
 CARD_NAME = "README.md"
-_DASH = "-"
 
 
 @dataclass(frozen=True, slots=True)
@@ -44,16 +45,23 @@ class CardFacts:
     revision: str | None
     prompt: str
     withheld: Sequence[dict[str, str]]
+    edit: Mapping[str, Any]
+    """What is known of the edit; empty where nothing was edited."""
 
 
 def card_text(facts: CardFacts, repository: str, placed: Sequence[Placed]) -> str:
     """The whole README.md of one repository."""
     recipe, duties = facts.read.recipe, facts.duties
+    edited = placed[0].gated.made.wanted.edited
     front = _front_matter(facts, placed)
     devices = list(recipe.fit.devices)
     kinds = facts.report.reference.scores.kinds
     body = _template().render(
         title=repository,
+        edited=edited,
+        removal=_removal(facts, placed) if edited else "",
+        table=artifact_table(placed, devices),
+        verified=verified_rows(placed),
         about=recipe.card.about.strip(),
         sections=[_section(facts.read, path) for path in recipe.card.sections],
         built_with=duties.built_with,
@@ -62,8 +70,7 @@ def card_text(facts: CardFacts, repository: str, placed: Sequence[Placed]) -> st
         tool=tool_version(),
         devices=devices,
         context=f"{placed[0].fit[0]['context']:,}" if devices else "",
-        rows=[_row(item, devices) for item in placed],
-        reference_calls=_rate(kinds.get("calls")) if "calls" in kinds else "",
+        reference_calls=rate_words(kinds.get("calls")) if "calls" in kinds else "",
         prompt=facts.prompt,
         commands=_commands(facts.read, repository, placed),
         suite=_suite(facts.report),
@@ -76,6 +83,14 @@ def card_text(facts: CardFacts, repository: str, placed: Sequence[Placed]) -> st
         notice=duties.notice,
     )
     return f"---\n{front}---\n\n{body}"
+
+
+def _removal(facts: CardFacts, placed: Sequence[Placed]) -> str:
+    """What was done to the weights, by what, and what was measured, as `abliterate verify` says."""
+    pairs = [pair_of(item.gated) for item in placed]
+    limits = facts.read.abliteration.limits.stated()
+    model, edit = facts.read.base_model, dict(facts.edit)
+    return removal_text(GateReport(tool_version(), model, edit, {}, limits, tuple(pairs), ()))
 
 
 def _section(read: ReadRecipe, stated: Path) -> str:
@@ -104,13 +119,13 @@ def prompt_format(folder: Path) -> str:
 def _front_matter(facts: CardFacts, placed: Sequence[Placed]) -> str:
     import yaml
 
-    recipe = facts.read.recipe
+    recipe, edited = facts.read.recipe, placed[0].gated.made.wanted.edited
     formats = {"gguf" if p.gated.made.is_gguf else "compressed-tensors" for p in placed}
     types = {p.gated.found.type for p in placed if not p.gated.made.is_gguf}
     eight = {"fp8"} if any(name.startswith("FP8") for name in types) else set()
     content: dict[str, Any] = {
         "base_model": facts.read.base_model,
-        "base_model_relation": recipe.relation,
+        "base_model_relation": "finetune" if edited else recipe.relation,
         "license": facts.duties.id,
         "license_name": recipe.licence.name,
         "license_link": recipe.licence.link,
@@ -118,56 +133,11 @@ def _front_matter(facts: CardFacts, placed: Sequence[Placed]) -> str:
         "library_name": "transformers" if formats == {"compressed-tensors"} else None,
         "pipeline_tag": "text-generation",
         "quantized_by": recipe.card.quantized_by,
-        "tags": sorted({*recipe.card.tags, *formats, *eight}),
+        "tags": sorted({*recipe.card.tags, *formats, *eight, *({EDITED} if edited else ())}),
     }
     stated = {key: value for key, value in content.items() if value}
     text: str = yaml.safe_dump(stated, sort_keys=False, allow_unicode=True, width=1000)
     return text
-
-
-def _row(placed: Placed, devices: Sequence[str]) -> dict[str, Any]:
-    found = placed.gated.found
-    made = placed.gated.made
-    numbers = {o.check: o.verdict.numbers for o in found.outcomes}
-    kl = numbers.get("reply_kl", {}).get("kl")
-    fits = {row["device"]: _fits(row) for row in placed.fit}
-    return {
-        "file": found.name if placed.path == "." else placed.path,
-        "type": found.type,
-        "size": readable_size(made.planned.size_bytes),
-        "bits": f"{8 * made.planned.size_bytes / made.parameters:.2f}",
-        "kl": f"{kl:.2g}" if isinstance(kl, float) else _DASH,
-        "calls": _rate(found.scores.kinds.get("calls")) if found.scores else _DASH,
-        "same": _same_calls(found),
-        "fits": {device: fits.get(device, _DASH) for device in devices},
-        "engine": f"{found.engine.name} {found.engine.version}" if found.engine else _DASH,
-        "weights": _weights(found),
-    }
-
-
-def _fits(row: dict[str, Any] | Any) -> str:
-    context = row["largest_context"]
-    most = f", up to {context:,} tokens" if row["verdict"] == "fits" and context else ""
-    return f"{row['verdict']}{most}"
-
-
-def _rate(rate: Rate | None) -> str:
-    if rate is None or rate.value is None:
-        return _DASH
-    return f"{rate.hits} of {rate.total} ({100 * rate.value:.1f} %)"
-
-
-def _same_calls(found: ArtifactReport) -> str:
-    for outcome in found.outcomes:
-        numbers = outcome.verdict.numbers
-        if outcome.check == "agreement" and "same_calls" in numbers:
-            return f"{numbers['same_calls']} of {numbers['with_tools']}"
-    return _DASH
-
-
-def _weights(found: ArtifactReport) -> str:
-    checks = [o for o in found.outcomes if o.check in ("weights", "gguf_weights")]
-    return checks[0].verdict.reason if checks else "not compared one by one"
 
 
 def _suite(report: Report) -> str:

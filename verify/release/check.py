@@ -9,6 +9,8 @@ Outcome for each thing that was looked at, in the words of every other check:
     signature   model.sig holds for this folder, by the key given or by the one that came along
     leaks       no local path, token or private key in any file
     licence     the texts that the licence asks for are there, and its words are on the card
+    edit        of edited artifacts, if there are any: each is by the edit that the manifest
+                describes, and its card says that refusals were removed, and by which edit
 
 Reads everything, writes nothing. Hub downloads may add `.gitattributes` and `.cache`; these two are
 looked past.
@@ -24,6 +26,7 @@ from typing import Any
 from convert.errors import InputError
 from convert.staging import hash_file
 from convert.workers import Steps
+from verify.abliteration.print_gate import REMOVAL_TITLE
 from verify.check import EXIT_CODES, Finding, Outcome, State, Verdict, total_state
 from verify.release import leaks, signing
 from verify.release.card import CARD_NAME
@@ -89,6 +92,7 @@ def check_release(
         _check_signature(folder, manifest, by, repositories if whole else ()),
         _check_leaks(folder, there),
         _check_licence(folder, manifest, repositories if whole else ("",)),
+        *_check_edit(folder, manifest, whole=whole),
     )
     return Checked(manifest["name"], manifest["repository"], repositories, outcomes)
 
@@ -203,6 +207,24 @@ def _check_licence(
         if not duty["met"]
     ]
     return _decided("licence", f"{licence['id']}: texts and words in every repository", findings)
+
+
+def _check_edit(folder: Path, manifest: Mapping[str, Any], *, whole: bool) -> list[Outcome]:
+    """Whether edited artifacts are told from others; nothing where there are none."""
+    edited = [entry for entry in manifest["artifacts"] if entry["edit"]]
+    if not edited:
+        return []
+    described = manifest["inputs"].get("abliteration", {}).get("edit", {}).get("sha256")
+    findings = [
+        Finding(entry["name"], "is by another edit than the one that the manifest describes")
+        for entry in edited
+        if {entry["edit"]["sha256"], entry["recipe"].get("edit", {}).get("sha256")} != {described}
+    ]
+    for repository in sorted({e["path"].split("/")[0] if whole else "" for e in edited}):
+        for words in (REMOVAL_TITLE, f"Edit `{described}`"):
+            findings += _missing_words(folder / repository, CARD_NAME, words, repository)
+    good = f"{len(edited)} artifacts by edit {str(described)[:12]}, and their cards say so"
+    return [_decided("edit", good, findings)]
 
 
 def _missing_words(place: Path, name: str, words: str, repository: str) -> list[Finding]:

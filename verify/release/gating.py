@@ -11,6 +11,7 @@ and a release says the same whenever and wherever it is built.
 from __future__ import annotations
 
 import hashlib
+import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
@@ -81,48 +82,66 @@ def gate_inputs(read: ReadRecipe, checkpoint: Path) -> dict[str, Any]:
     }
 
 
-def gate_artifact(
-    read: ReadRecipe,
-    made: Made,
-    work: Work,
-    *,
-    checkpoint: Path,
-    source_files: Mapping[str, Any],
-    asked: Mapping[str, Any],
-    cache: Path,
-    open_engine: OpenEngine | None = None,
-    on_progress: Steps | None = None,
-) -> Gated:
+@dataclass(frozen=True, slots=True)
+class Verifying:
+    """What the gates of all artifacts of one build share."""
+
+    read: ReadRecipe
+    work: Work
+    checkpoint: Path
+    source_files: Mapping[str, Any]
+    asked: Mapping[str, Any]
+    cache: Path
+    engines: OpenEngine | None = None
+    on_progress: Steps | None = None
+
+    @property
+    def open_engine(self) -> OpenEngine:
+        """What opens an artifact's engine, with the recipe's KV cache unless a test says how."""
+        stated = self.read.recipe.gates.kv_type
+        kv_type = _CACHE_TYPES.get(stated, stated)
+        return self.engines or partial(engine_of_artifact, kv_type=kv_type)
+
+    def question(self, made: Made, **asked: Any) -> str:
+        """The fingerprint of all that decides what is found out about an artifact."""
+        return fingerprint(
+            {
+                "artifact": {file.path: file.sha256 for file in made.artifact.files},
+                "source": {name: entry["sha256"] for name, entry in self.source_files.items()},
+                "asked": dict(self.asked),
+                "tools": {n: e.get("version") for n, e in tools().items() if n not in _NO_MATTER},
+                **asked,
+            }
+        )
+
+    def keep(self, made: Made, question: str, report: Report) -> Gated:
+        """Keep what was found, without times and places."""
+        report = without_places(without_times(report), self.work.folder)
+        self.work.write_check(made.artifact.name, question, report)
+        return Gated(made, report, kept=False)
+
+
+def gate_artifact(shared: Verifying, made: Made) -> Gated:
     """Verify one artifact, unless the same question was answered before."""
-    imatrix = read.imatrix(read.recipe.options_of(made.spec))
-    question = {
-        "artifact": {file.path: file.sha256 for file in made.artifact.files},
-        "source": {name: entry["sha256"] for name, entry in source_files.items()},
-        "asked": dict(asked),
-        "imatrix": read_importance(imatrix).sha256 if imatrix else None,
-        "tools": {n: entry.get("version") for n, entry in tools().items() if n not in _NO_MATTER},
-    }
-    digest = fingerprint(question)
-    kept = work.read_check(made.artifact.name, digest)
+    read, gates = shared.read, shared.read.recipe.gates
+    imatrix = read.imatrix(read.recipe.options_of(made.wanted.spec))
+    question = shared.question(made, imatrix=read_importance(imatrix).sha256 if imatrix else None)
+    kept = shared.work.read_check(made.artifact.name, question)
     if kept is not None:
         return Gated(made, kept, kept=True)
-    gates = read.recipe.gates
-    kv_type = _CACHE_TYPES.get(gates.kv_type, gates.kv_type)
     report = verify(
-        checkpoint,
-        [work.artifacts / made.artifact.name],
+        shared.checkpoint,
+        [made.path],
         suite=read.path(gates.suite),
         limit=gates.limit,
         gate=read.path(gates.gate),
         imatrix=imatrix,
         max_new_tokens=gates.max_new_tokens,
-        cache=cache,
-        on_progress=on_progress,
-        open_engine=open_engine or partial(engine_of_artifact, kv_type=kv_type),
+        cache=shared.cache,
+        on_progress=shared.on_progress,
+        open_engine=shared.open_engine,
     )
-    report = without_places(without_times(report), work.artifacts)
-    work.write_check(made.artifact.name, digest, report)
-    return Gated(made, report, kept=False)
+    return shared.keep(made, question, report)
 
 
 def without_times(report: Report) -> Report:
@@ -136,18 +155,16 @@ def without_times(report: Report) -> Report:
 
 def without_places(report: Report, folder: Path) -> Report:
     """The same report, wherever the artifacts lay: what an engine says names the file's path."""
-    gone = f"{folder}/"
+    gone = re.compile(re.escape(str(folder)) + r"/(?:artifacts|edited|controls/\d+)/")
     artifacts = [
         replace(
             artifact,
             outcomes=tuple(
                 replace(
                     outcome,
-                    verdict=replace(
-                        outcome.verdict, reason=outcome.verdict.reason.replace(gone, "")
-                    ),
+                    verdict=replace(outcome.verdict, reason=gone.sub("", outcome.verdict.reason)),
                     findings=tuple(
-                        Finding(f.subject.replace(gone, ""), f.message.replace(gone, ""))
+                        Finding(gone.sub("", f.subject), gone.sub("", f.message))
                         for f in outcome.findings
                     ),
                 )

@@ -3,7 +3,7 @@
 In: a recipe and which of its artifacts are wanted. Out: `Made` for each, in the recipe's order: the
 plan it was made by and the finished files. Artifacts with equal options share one read of the
 checkpoint; what is there already from the same source, options and version is kept, and a run that
-was stopped goes on (`convert/run.py`).
+was stopped goes on (`convert/run.py`). Edited artifacts come from a second read, through the edit.
 """
 
 from __future__ import annotations
@@ -16,32 +16,42 @@ from pathlib import Path
 
 from convert import staging
 from convert.checkpoint import Checkpoint
+from convert.edited import EditedCheckpoint
 from convert.errors import OutputError
 from convert.job import Job, tool_version
 from convert.memory import DEFAULT_MEMORY_BYTES
+from convert.model import Model
 from convert.plan import PlannedArtifact
 from convert.size import parse_size
 from convert.staging import Artifact
 from convert.tokenizer_lints import Lint
 from convert.workers import Progress
+from quantize.abliteration.edit_folder import read_edit
 from quantize.choice import Overrides, parse_pattern, parse_type
 from quantize.job import quantize
 from quantize.own_mixture import SUFFIXES
-from verify.release.recipe import ArtifactSpec, Options, ReadRecipe
+from verify.release.recipe import ReadRecipe, Wanted
+from verify.release.sections import ArtifactSpec, Options
 
 GGUF_SUFFIX = ".gguf"
 
 
 @dataclass(frozen=True, slots=True)
 class Made:
-    """One finished artifact of a recipe."""
+    """One finished artifact of a recipe; `folder` is where its files lie."""
 
-    spec: ArtifactSpec
+    wanted: Wanted
     planned: PlannedArtifact
     artifact: Artifact
+    folder: Path
     parameters: int
     kept: bool
     lints: tuple[Lint, ...]
+
+    @property
+    def path(self) -> Path:
+        """What an engine opens."""
+        return self.folder / self.artifact.name
 
     @property
     def is_gguf(self) -> bool:
@@ -59,22 +69,31 @@ class Made:
         }
 
 
+@dataclass(frozen=True, slots=True)
+class Place:
+    """Where artifacts go, what they are called, and the edit that they are made through."""
+
+    folder: Path
+    name: str
+    edit: Path | None = None
+
+
 def make_artifacts(
     read: ReadRecipe,
-    wanted: Sequence[ArtifactSpec],
-    checkpoint: Checkpoint,
-    out: Path,
+    wanted: Sequence[Wanted],
+    model: Model,
+    place: Place,
     *,
     threads: int | None = None,
     memory_bytes: int = DEFAULT_MEMORY_BYTES,
     on_progress: Progress | None = None,
 ) -> list[Made]:
-    """Make all that are wanted in the folder `out`; what has become stale there is made anew."""
-    metadata = _write_metadata(read, out)
+    """Make all that are wanted at `place`; what has become stale there is made anew."""
+    metadata = _write_metadata(read, place.folder)
     found: dict[str, Made] = {}
     for options, group in _groups(read, wanted):
         run = partial(
-            _job_of(read, options, group, out, metadata),
+            _job_of(read, options, [one.spec for one in group], place, metadata),
             memory_bytes=memory_bytes,
             threads=threads,
             on_progress=on_progress,
@@ -82,26 +101,26 @@ def make_artifacts(
         try:
             job = run()
         except OutputError:
-            if not _removed_stale(run(dry_run=True).plan.artifacts, checkpoint, out):
+            if not _removed_stale(run(dry_run=True).plan.artifacts, _source(model, place), place):
                 raise
             job = run()
-        for artifact, planned, result in zip(
-            sorted(group, key=lambda a: a.to is None),
+        for one, planned, result in zip(
+            sorted(group, key=lambda one: one.spec.to is None),
             job.plan.artifacts,
             job.results,
             strict=True,
         ):
-            found[artifact.target] = Made(
-                artifact, planned, result.artifact, job.parameters, result.kept, job.lints
+            found[one.target] = Made(
+                one, planned, result.artifact, place.folder, job.parameters, result.kept, job.lints
             )
-    return [found[artifact.target] for artifact in wanted]
+    return [found[one.target] for one in wanted]
 
 
 def _job_of(
     read: ReadRecipe,
     options: Options,
     group: Sequence[ArtifactSpec],
-    out: Path,
+    place: Place,
     metadata: Path | None,
 ) -> partial[Job]:
     """`quantize` with everything that decides the bytes of a group."""
@@ -109,27 +128,37 @@ def _job_of(
     return partial(
         quantize,
         read.reference,
-        out,
+        place.folder,
         [_target(read, artifact) for artifact in group if artifact.to],
         fit_bytes=parse_size(by_size.fit_bytes) if by_size and by_size.fit_bytes else None,
         bits_per_weight=by_size.bits_per_weight if by_size else None,
         imatrix=read.imatrix(options),
+        abliterate=place.edit,
         calibration=read.path(options.calibration),
         kv_cache=options.kv_cache_fp8,
         overrides=overrides_of(options),
         max_file_bytes=parse_size(options.split_max_size) if options.split_max_size else None,
         numerics=options.numerics,
-        name=read.recipe.name,
+        name=place.name,
         metadata=metadata,
     )
 
 
-def _removed_stale(planned: Iterable[PlannedArtifact], checkpoint: Checkpoint, out: Path) -> bool:
+def _source(model: Model, place: Place) -> Checkpoint:
+    """What the fingerprints of artifacts at `place` speak of; it is not read."""
+    if place.edit is None:
+        return model.checkpoint
+    return EditedCheckpoint.of(model.checkpoint, read_edit(place.edit).edits_of(model).by_tensor)
+
+
+def _removed_stale(
+    planned: Iterable[PlannedArtifact], checkpoint: Checkpoint, place: Place
+) -> bool:
     """Remove what an earlier recipe, source or version made under the same names.
 
     The folder is the build's own, and what it holds can be made again.
     """
-    removed = False
+    removed, out = False, place.folder
     for one in planned:
         digest = one.fingerprint(checkpoint, tool_version())
         fresh = staging.finished(out, one.name, is_folder=one.is_folder, fingerprint=digest)
@@ -140,19 +169,17 @@ def _removed_stale(planned: Iterable[PlannedArtifact], checkpoint: Checkpoint, o
     return removed
 
 
-def _groups(
-    read: ReadRecipe, wanted: Iterable[ArtifactSpec]
-) -> list[tuple[Options, list[ArtifactSpec]]]:
+def _groups(read: ReadRecipe, wanted: Iterable[Wanted]) -> list[tuple[Options, list[Wanted]]]:
     """Artifacts that can share a read; each that is fitted to a size has one of its own."""
-    groups: list[tuple[Options, list[ArtifactSpec]]] = []
-    for artifact in wanted:
-        options = read.recipe.options_of(artifact)
+    groups: list[tuple[Options, list[Wanted]]] = []
+    for one in wanted:
+        options = read.recipe.options_of(one.spec)
         for known, group in groups:
-            if known == options and artifact.to and all(a.to for a in group):
-                group.append(artifact)
+            if known == options and one.spec.to and all(other.spec.to for other in group):
+                group.append(one)
                 break
         else:
-            groups.append((options, [artifact]))
+            groups.append((options, [one]))
     return groups
 
 

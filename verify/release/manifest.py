@@ -6,6 +6,9 @@ described by `manifest.schema.json` beside this file; and `SHA256SUMS`, which `s
 Paths are relative to the manifest's folder. The manifest lists every file but itself, SHA256SUMS
 and the signature. Two builds of the same recipe differ in `created` and, in the manifest of a whole
 release, in the hashes of its repositories' manifests, which hold it, their sums and signatures.
+The schema's version rises when a reader who does not know of a change would be misled by it, and
+other versions are refused: version 2 brought `edit`, without which an abliterated artifact would
+pass for a quantization of the original.
 `quantize.fit` reads `artifacts` (name and path) in `quantize/fit/subject.py`: change both together.
 """
 
@@ -23,12 +26,13 @@ from convert.model_spec import read_json_object
 from convert.staging import hash_file
 from verify.engines import EngineInfo
 from verify.release.gating import Gated
+from verify.release.gating_edited import unedited_of
 from verify.release.licence import Duties
 from verify.release.recipe import ReadRecipe
 from verify.release.signing import SIGNATURE_NAME
 
 MANIFEST_NAME, SUMS_NAME = "manifest.json", "SHA256SUMS"
-SCHEMA_VERSION = 1
+SCHEMA_VERSION = 2
 NOT_LISTED = (MANIFEST_NAME, SUMS_NAME, SIGNATURE_NAME)
 """What a manifest cannot hold the hash of: itself, and what is made from it."""
 
@@ -54,6 +58,7 @@ def artifact_entry(placed: Placed) -> dict[str, Any]:
         "type": found.type,
         "size_bytes": made.planned.size_bytes,
         "bits_per_weight": round(8 * made.planned.size_bytes / made.parameters, 4),
+        "edit": _edit(placed.gated),
         "recipe": artifact.recipe,
         "numerics": list(artifact.numerics),
         "values_changed": artifact.values_changed,
@@ -71,6 +76,14 @@ def artifact_entry(placed: Placed) -> dict[str, Any]:
         },
         "fit": [dict(row) for row in placed.fit],
     }
+
+
+def _edit(gated: Gated) -> dict[str, Any] | None:
+    """The edit that an artifact was made through, and what it was compared with."""
+    if not gated.made.wanted.edited:
+        return None
+    sha256 = gated.made.artifact.recipe["edit"]["sha256"]
+    return {"sha256": sha256, "unedited": unedited_of(gated)}
 
 
 def _engine(info: EngineInfo | None) -> dict[str, Any] | None:

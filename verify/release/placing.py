@@ -27,7 +27,7 @@ SIDE_FOLDERS = (WORK_NAME, QUARANTINE)
 _MOVING = "moving.json"
 
 
-def quarantine(work: Work, out: Path, gated: Sequence[Gated]) -> None:
+def quarantine(out: Path, gated: Sequence[Gated]) -> None:
     """Lay what did not pass aside, each with its report; take away what passes by now."""
     place = out / QUARANTINE
     for one in gated:
@@ -37,7 +37,7 @@ def quarantine(work: Work, out: Path, gated: Sequence[Gated]) -> None:
                 remove(entry)
         if not one.passed:
             for file in one.made.artifact.files:
-                link(work.artifacts / file.path, place / file.path)
+                link(one.made.folder / file.path, place / file.path)
             write_report(one.report, place / f"{name}.report")
     with suppress(OSError):  # there is none, or something still lies in it
         place.rmdir()

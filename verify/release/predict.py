@@ -5,34 +5,30 @@ config.json, from which the family's rules say which tensors there are. Out: a `
 output with its size, bytes to read and write, disk, memory to make and to verify, and the time for
 the work on weights. No weight is read and nothing is written.
 
-Time is measured here and now: each kernel that the plan uses encodes one block of random values,
-and the plan says how many values there are. The disk is not in it. Memory to verify is that of
-the reference in float32, four bytes a parameter, loaded whole, and of the largest artifact.
+Time is that of `timing.py`; the disk is not in it. Memory to verify is that of the reference in
+float32, four bytes a parameter, loaded whole, and of the largest artifact. Edited artifacts have
+the sizes of unedited ones, so the edit need not be there yet: a remark says so.
 """
 
 from __future__ import annotations
 
-import math
 import os
-import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-
 from convert.checkpoint import Checkpoint
+from convert.edited import READS
 from convert.errors import CheckpointError, InputError
 from convert.hub import Origin, is_on_disk, parse_hub_id
 from convert.memory import DEFAULT_MEMORY_BYTES, working_memory_bytes
 from convert.model import Model, recognise_model
 from convert.model_spec import read_json_object, read_model_spec
-from convert.output_tensor import OutputTensor, Scheme
 from convert.plan import Plan, PlannedArtifact, plan_run
 from convert.size import parse_size
-from convert.tensor import DTYPES, Block
+from quantize.abliteration.edit_folder import read_edit
 from quantize.calibration import read_calibration
 from quantize.fit import remote
 from quantize.fit.makeable import headers_from_config
@@ -41,13 +37,15 @@ from quantize.gguf_targets import plan_own_mixture
 from quantize.importance import read_importance
 from quantize.job import planners
 from quantize.own_mixture import SUFFIXES, read_own_mixture
-from verify.release.build import choose, licence_of
+from verify.release.beforehand import choose, licence_of
 from verify.release.fits import check_devices
+from verify.release.gating_edited import missing_edit
 from verify.release.licence import Duties
 from verify.release.make import overrides_of
-from verify.release.recipe import ArtifactSpec, ReadRecipe, read_recipe
+from verify.release.recipe import ReadRecipe, Wanted, read_recipe
+from verify.release.sections import ArtifactSpec
+from verify.release.timing import encoding_seconds
 
-_SAMPLE_VALUES = 1 << 18
 _REFERENCE_BYTES_PER_PARAMETER = 4
 
 
@@ -94,36 +92,84 @@ def predict(
     model, has_weights = _open_headers(read)
     with model:
         exact = _has_vocabulary(model)
-        planned: list[PlannedArtifact] = []
-        outputs: list[PlannedOutput] = []
-        for artifact in wanted:
-            if artifact.to is None:
-                outputs.append(_limit(artifact, model))
-                continue
-            found = _planner(read, artifact)(model, artifact.to)
-            planned.append(found)
-            bits = 8 * found.size_bytes / model.parameters
-            known = exact or (found.is_folder and has_weights)
-            outputs.append(PlannedOutput(found.name, found.target, found.size_bytes, bits, known))
-        plan, cores = plan_run(planned), threads or os.cpu_count() or 1
+        halves = [
+            _plan_half(
+                read,
+                [one for one in wanted if one.edited == edited],
+                model,
+                edited=edited,
+                is_exact=lambda found: exact or (found.is_folder and has_weights),
+            )
+            for edited in (False, True)
+        ]
+        outputs = [output for half in halves for output in half.outputs]
+        plans, cores = [half.plan for half in halves], threads or os.cpu_count() or 1
         sizes = [output.size_bytes for output in outputs]
-        copied = sum(
-            (model.checkpoint.path / copy).stat().st_size for p in planned for copy in p.copies
-        )
+        remarks = () if exact else ("no tokenizer here: GGUF sizes lack the vocabulary",)
         return Prediction(
             name=read.recipe.name,
             parameters=model.parameters,
             outputs=tuple(outputs),
-            read_bytes=plan.read_bytes,
+            read_bytes=sum(plan.read_bytes for plan in plans),
             write_bytes=sum(sizes),
-            disk_bytes=sum(sizes) + copied,
-            make_memory_bytes=working_memory_bytes(plan, DEFAULT_MEMORY_BYTES, cores),
+            disk_bytes=sum(sizes) + sum(half.beside_bytes for half in halves),
+            make_memory_bytes=max(
+                working_memory_bytes(plan, DEFAULT_MEMORY_BYTES, cores) for plan in plans
+            ),
             verify_memory_bytes=_REFERENCE_BYTES_PER_PARAMETER * model.parameters + max(sizes),
             threads=cores,
-            seconds=_seconds(plan) / cores,
+            seconds=sum(encoding_seconds(plan) for plan in plans) / cores,
             duties=licence_of(read, model),
-            remarks=() if exact else ("no tokenizer here: GGUF sizes lack the vocabulary",),
+            remarks=(*remarks, *(remark for half in halves for remark in half.remarks)),
         )
+
+
+@dataclass(frozen=True, slots=True)
+class _Half:
+    """The plain or the edited artifacts, which one read makes; `beside` are copies and controls."""
+
+    outputs: list[PlannedOutput]
+    plan: Plan
+    beside_bytes: int
+    remarks: tuple[str, ...]
+
+
+def _plan_half(
+    read: ReadRecipe,
+    wanted: Sequence[Wanted],
+    model: Model,
+    *,
+    edited: bool,
+    is_exact: Callable[[PlannedArtifact], bool],
+) -> _Half:
+    model.name = read.name_of(edited=edited)
+    planned: list[PlannedArtifact] = []
+    outputs: list[PlannedOutput] = []
+    for one in wanted:
+        if one.spec.to is None:
+            outputs.append(_limit(one.spec, model))
+            continue
+        found = _planner(read, one.spec)(model, one.spec.to)
+        planned.append(found)
+        bits = 8 * found.size_bytes / model.parameters
+        outputs.append(
+            PlannedOutput(found.name, one.target, found.size_bytes, bits, is_exact(found))
+        )
+    names, remarks = _edited_tensors(read, model) if edited and wanted else ((), ())
+    plan = plan_run(planned, names, READS)
+    copies = (model.checkpoint.path / copy for p in planned for copy in p.copies)
+    beside = sum(copy.stat().st_size for copy in copies)
+    if edited and wanted:
+        beside += len(read.abliteration.controls) * (beside + plan.write_bytes)
+    return _Half(outputs, plan, beside, remarks)
+
+
+def _edited_tensors(read: ReadRecipe, model: Model) -> tuple[tuple[str, ...], tuple[str, ...]]:
+    """The tensors that the edit names, and what is to be said where it is not there yet."""
+    folder = read.folder / read.abliteration.edit
+    if folder.is_dir():
+        return tuple(read_edit(folder).edits_of(model).by_tensor), ()
+    return (), (f"{missing_edit(read)}; sizes do not depend on it, bytes read lack its own",)
 
 
 def _open_headers(read: ReadRecipe) -> tuple[Model, bool]:
@@ -177,46 +223,3 @@ def _limit(artifact: ArtifactSpec, model: Model) -> PlannedOutput:
         size = int((artifact.bits_per_weight or 0) * model.parameters / 8)
     bits = 8 * size / model.parameters
     return PlannedOutput(f"{model.name}-{artifact.target}", artifact.target, size, bits, False)
-
-
-def _seconds(plan: Plan) -> float:
-    """Seconds of one thread for all encodings, from one timed block for each kernel."""
-    rates: dict[tuple[str, str, bool], float] = {}
-    total = 0.0
-    for encoding in plan.encodings:
-        tensor = encoding.tensor
-        if not tensor.sources:
-            continue
-        key = (tensor.scheme.name, tensor.sources[0].tensor.dtype, tensor.importance is not None)
-        if key not in rates:
-            rates[key] = _rate(tensor)
-        passes = 2 if tensor.scheme.needs_reduce else 1
-        total += passes * math.prod(tensor.shape) / rates[key]
-    return total
-
-
-def _rate(tensor: OutputTensor) -> float:
-    """Values a second that one thread encodes of a tensor like this."""
-    columns, scheme = tensor.shape[-1], tensor.scheme
-    step = scheme.block_rows
-    rows = max(step, _SAMPLE_VALUES // columns // step * step)
-    block = _random_block(tensor.sources[0].tensor.dtype, rows, columns)
-    _encode(scheme, block, tensor)  # the first call checks and loads kernels
-    begin = time.perf_counter()
-    _encode(scheme, block, tensor)
-    return rows * columns / max(time.perf_counter() - begin, 1e-9)
-
-
-def _encode(scheme: Scheme, block: Block, tensor: OutputTensor) -> None:
-    state = scheme.reduce(None, block) if scheme.needs_reduce else None
-    scheme.encode(block, state, tensor.importance_at(0))
-
-
-def _random_block(dtype: str, rows: int, columns: int) -> Block:
-    values = np.random.default_rng(0).standard_normal((rows, columns), np.float32) * 0.02
-    storage = DTYPES[dtype].storage
-    if dtype == "BF16":
-        raw = (values.view(np.uint32) >> 16).astype(np.uint16)
-    else:
-        raw = values.astype(np.float16 if dtype == "F16" else np.float32)
-    return Block("sample", dtype, 0, raw.view(storage))

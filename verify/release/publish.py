@@ -30,7 +30,8 @@ from convert.workers import Steps
 from verify.release.check import check_release, require_whole
 from verify.release.earlier import delete_stale, set_aside, stale_on_hub
 from verify.release.manifest import MANIFEST_NAME, NOT_LISTED, read_manifest
-from verify.release.recipe import Publish, read_recipe
+from verify.release.recipe import read_recipe
+from verify.release.sections import Publish
 from verify.release.signing import Identity
 
 HUB = "hub"

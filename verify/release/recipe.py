@@ -2,176 +2,45 @@
 
 In: a YAML file. Out: a `Recipe` and the folder it lies in, to which every path in it is relative
 (`ReadRecipe`). Unknown keys, types and numerics are mistakes, named with their line and the word
-that was probably meant. `json_schema` is the same for an editor.
+that was probably meant. `json_schema` is the same for an editor. The sections are in `sections.py`.
 
 An artifact is a type (`- Q4_K_M`) or a type with options (`- {to: Q4_K_M, imatrix: imatrix.gguf}`);
 options that are the same for all stand once under `options`. Artifacts with equal options are made
-from one read of the checkpoint. An abliterated release is one of the edited checkpoint, which
-`quantize --abliterate EDIT --to SAFETENSORS` makes: that folder is then the source.
+from one read of the checkpoint. What stands under `abliteration` is made a second time, through an
+edit, and is an artifact of its own: `Wanted` is one of either kind.
 """
 
 from __future__ import annotations
 
-import difflib
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated, Any, Literal, Self
+from typing import Annotated, Any, Literal
 
-from pydantic import (
-    AfterValidator,
-    BaseModel,
-    BeforeValidator,
-    ConfigDict,
-    Field,
-    field_validator,
-    model_validator,
-)
+from pydantic import Field, ValidationInfo, field_validator
 
 from convert.errors import InputError
 from convert.hub import is_on_disk, parse_hub_id
-from convert.size import parse_size
+from convert.job import EDITED
 from convert.yaml_file import read_yaml
 from quantize.calibration import IMATRIX
-from quantize.gguf_targets import Options as GgufOptions
-from quantize.job import planners
-from quantize.own_mixture import SUFFIXES
-from quantize.scaled import NUMERICS
-from verify.release.steps import QUARANTINE
-
-SIGNING_KEY = "HERMES_QUANT_SIGNING_KEY"
-"""The environment variable that names the private key where the recipe does not."""
-Name = Annotated[
-    str,
-    Field(
-        pattern=r"^\w[\w.+-]*$", max_length=120, json_schema_extra={"not": {"const": QUARANTINE}}
-    ),
-    AfterValidator(lambda value: _is_no_side_folder(value)),
-]
-HubId = Annotated[str, Field(pattern=r"^[\w.-]+/[\w.-]+$")]
-
-
-class _Section(BaseModel):
-    model_config = ConfigDict(extra="forbid", frozen=True)
+from verify.release.sections import (
+    Abliteration,
+    ArtifactSpec,
+    Card,
+    Fit,
+    Gates,
+    HubId,
+    Licence,
+    Listed,
+    Name,
+    Options,
+    Publish,
+    Section,
+    Signing,
+)
 
 
-class Options(_Section):
-    """How artifacts are made: the options of `hermes-quant quantize`."""
-
-    imatrix: Path | None = None
-    tensor_types: tuple[str, ...] = ()
-    output_type: str | None = None
-    embedding_type: str | None = None
-    leave_output: bool = False
-    split_max_size: str | None = None
-    numerics: str = NUMERICS[0]
-    calibration: Path | None = None
-    kv_cache_fp8: bool = False
-
-    @field_validator("numerics")
-    @classmethod
-    def _known_numerics(cls, value: str) -> str:
-        return _known(value, NUMERICS, "numerics")
-
-    @field_validator("split_max_size")
-    @classmethod
-    def _size(cls, value: str | None) -> str | None:
-        return None if value is None else _is_size(value)
-
-
-class ArtifactSpec(Options):
-    """One artifact: a type or the file of a mixture (`to`), or the best mixture of a size."""
-
-    to: str | None = None
-    fit_bytes: str | None = None
-    bits_per_weight: Annotated[float, Field(ge=1, le=32)] | None = None
-
-    @field_validator("to")
-    @classmethod
-    def _known_type(cls, value: str | None) -> str | None:
-        if value is None or value.endswith(SUFFIXES):
-            return value
-        return _known(value, list(planners(GgufOptions())), "type")
-
-    @field_validator("fit_bytes")
-    @classmethod
-    def _fit_size(cls, value: str | None) -> str | None:
-        return None if value is None else _is_size(value)
-
-    @model_validator(mode="after")
-    def _one_of(self) -> Self:
-        if sum(x is not None for x in (self.to, self.fit_bytes, self.bits_per_weight)) != 1:
-            raise ValueError("give exactly one of to, fit_bytes and bits_per_weight")
-        return self
-
-    @property
-    def target(self) -> str:
-        """What it is called in messages and by `--only`."""
-        return str(self.to or self.fit_bytes or f"{self.bits_per_weight} bits per weight")
-
-
-def _as_artifact(value: Any) -> Any:
-    return {"to": value} if isinstance(value, str) else value
-
-
-Listed = Annotated[
-    ArtifactSpec, BeforeValidator(_as_artifact, json_schema_input_type=str | ArtifactSpec)
-]
-
-
-class Licence(_Section):
-    """The base model's licence; `files` are texts to ship where the source does not hold them."""
-
-    id: str | None = None
-    name: str | None = None
-    link: str | None = None
-    files: tuple[Path, ...] = ()
-
-
-class Gates(_Section):
-    """What is asked, and under which gate: the options of `hermes-quant verify`."""
-
-    suite: Path | None = None
-    limit: Annotated[int, Field(ge=1)] | None = None
-    gate: Path | None = None
-    max_new_tokens: Annotated[int, Field(ge=1, le=1 << 20)] = 256
-    kv_type: Literal["f16", "q8_0", "q4_0"] = "f16"
-
-
-class Fit(_Section):
-    """The devices of the card's table."""
-
-    devices: tuple[str, ...] = ()
-    context: str | None = None
-
-
-class Signing(_Section):
-    """`key`: a private EC key (PEM); `keyless`: the identity of a CI job, by Sigstore."""
-
-    method: Literal["key", "keyless"]
-    key: Path | None = None
-
-
-class Publish(_Section):
-    """Where releases go: `hub`, a folder, or any URL that fsspec knows (`s3://bucket/path`)."""
-
-    to: str = "hub"
-    owner: Annotated[str, Field(pattern=r"^[\w.-]+$")] | None = None
-    repositories: Literal["per-format", "one"] = "per-format"
-    private: bool = True
-    create_pr: bool = False
-
-
-class Card(_Section):
-    """What the model card says beyond what is known; `sections` are Markdown files for its end."""
-
-    about: str = ""
-    sections: tuple[Path, ...] = ()
-    tags: tuple[str, ...] = ()
-    language: tuple[str, ...] = ()
-    quantized_by: str | None = None
-
-
-class Recipe(_Section):
+class Recipe(Section):
     """The whole file."""
 
     source: Annotated[str, Field(min_length=1)]
@@ -179,7 +48,7 @@ class Recipe(_Section):
     name: Name
     base_model: HubId | None = None
     relation: Literal["quantized", "finetune"] = "quantized"
-    metadata: dict[str, Any] = {}
+    metadata: dict[str, Any] = Field(default_factory=dict)
     licence: Licence = Licence()
     card: Card = Card()
     options: Options = Options()
@@ -188,6 +57,7 @@ class Recipe(_Section):
     fit: Fit = Fit()
     signing: Signing | None = None
     publish: Publish = Publish()
+    abliteration: Abliteration | None = None
 
     @field_validator("artifacts")
     @classmethod
@@ -201,6 +71,24 @@ class Recipe(_Section):
             seen.add(artifact.target)
         return value
 
+    @field_validator("abliteration")
+    @classmethod
+    def _of_plain_artifacts(
+        cls, value: Abliteration | None, info: ValidationInfo
+    ) -> Abliteration | None:
+        if value is None or "artifacts" not in info.data:
+            return value
+        plain = [artifact.to for artifact in info.data["artifacts"] if artifact.to]
+        for target in value.artifacts:
+            if target not in plain:
+                raise ValueError(
+                    f"{target} is not among the artifacts ({', '.join(plain)}); what is edited is"
+                    " compared with the same type unedited, so ask for both"
+                )
+        if value.name == info.data.get("name"):
+            raise ValueError("name: expected another one than that of the unedited release")
+        return value
+
     def options_of(self, artifact: ArtifactSpec) -> Options:
         """The artifact's own options laid over those of all."""
         own = {k: getattr(artifact, k) for k in artifact.model_fields_set & _OPTIONS}
@@ -210,27 +98,22 @@ class Recipe(_Section):
 _OPTIONS = set(Options.model_fields)
 
 
-def _known(value: str, words: Any, what: str) -> str:
-    if value in words:
-        return value
-    near = difflib.get_close_matches(value.upper() if what == "type" else value, words, n=1)
-    hint = f"; did you mean {near[0]!r}?" if near else ""
-    raise ValueError(f"unknown {what} {value!r}{hint} (known: {', '.join(words)})")
+@dataclass(frozen=True, slots=True)
+class Wanted:
+    """One artifact of a recipe: as it is listed, or made through the edit."""
 
+    spec: ArtifactSpec
+    edited: bool = False
 
-def _is_no_side_folder(value: str) -> str:
-    """A repository of that name would be looked past by `release check`."""
-    if value == QUARANTINE:
-        raise ValueError(f"{value!r} is where a build lays aside what did not pass")
-    return value
+    @property
+    def target(self) -> str:
+        """What it is called in messages and by `--only`."""
+        return f"{EDITED}-{self.spec.target}" if self.edited else self.spec.target
 
-
-def _is_size(value: str) -> str:
-    try:
-        parse_size(value)
-    except InputError as error:
-        raise ValueError(str(error)) from error
-    return value
+    @property
+    def unedited(self) -> Wanted:
+        """The one that an edited artifact is compared with."""
+        return Wanted(self.spec)
 
 
 @dataclass(frozen=True, slots=True)
@@ -253,6 +136,25 @@ class ReadRecipe:
         if options.imatrix is None and options.calibration is not None:
             return self.folder / options.calibration / IMATRIX
         return self.path(options.imatrix)
+
+    def wanted(self) -> list[Wanted]:
+        """All artifacts: the plain ones, then the edited ones."""
+        edit, listed = self.recipe.abliteration, self.recipe.artifacts
+        edited = [a for a in listed if edit and a.target in edit.artifacts]
+        return [*(Wanted(a) for a in listed), *(Wanted(a, edited=True) for a in edited)]
+
+    def name_of(self, *, edited: bool) -> str:
+        """What the names of the plain or of the edited files begin with."""
+        edit = self.recipe.abliteration
+        if not edited or edit is None:
+            return self.recipe.name
+        return edit.name or f"{self.recipe.name}-{EDITED}"
+
+    @property
+    def abliteration(self) -> Abliteration:
+        """The section, where an edited artifact was asked for."""
+        assert self.recipe.abliteration is not None
+        return self.recipe.abliteration
 
     @property
     def base_model(self) -> str:

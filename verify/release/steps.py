@@ -1,6 +1,8 @@
 """What a build keeps between runs: `.build` inside the output folder, and what is in it.
 
     artifacts/          what `quantize` made, each with its sidecar and fingerprint
+    edited/             the same of what it made through the recipe's edit
+    controls/N/         and of what it made through its random edits, which nobody is given
     checks/NAME.json    what `verify` found about an artifact, under the fingerprint of the question
     source.json         the source's hashes by size and modification time
     next/               a release being put together; renamed into place when it is complete
@@ -50,6 +52,15 @@ class Work:
     def artifacts(self) -> Path:
         """Where `quantize` writes."""
         return self.folder / "artifacts"
+
+    @property
+    def edited(self) -> Path:
+        """Where it writes what is made through the edit: a stopped run there is kept apart."""
+        return self.folder / "edited"
+
+    def control(self, number: int) -> Path:
+        """Where it writes what is made through a random edit."""
+        return self.folder / "controls" / str(number)
 
     @property
     def source(self) -> Path:

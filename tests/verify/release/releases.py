@@ -14,7 +14,8 @@ from tests.verify.test_verify import right, write_gate, write_suite
 from verify.artifact import Artifact
 from verify.engines import Engine
 from verify.engines.scripted import ScriptedEngine
-from verify.release.build import Build, Pace, build
+from verify.release.build import Build, build
+from verify.release.reads import Pace
 from verify.release.signing import make_key
 
 TARGETS = ("FP8_DYNAMIC", "Q8_0", "Q4_K_M")

@@ -17,6 +17,14 @@ from verify.release.recipe import json_schema, read_recipe
 
 ROOT = Path(__file__).parents[3]
 HEAD = "source: acme/Mini\nname: Mini\n"
+EDIT = """\
+artifacts: [Q8_0]
+abliteration:
+  edit: edit
+  refused: r.jsonl
+  harmless: h.jsonl
+  artifacts: {}
+"""
 
 
 def write(folder: Path, text: str) -> Path:
@@ -43,6 +51,11 @@ def write(folder: Path, text: str) -> Path:
         ("artifacts: [Q8_0]\npublish: {repositories: two}", ":4: publish.repositories:"),
         ("artifacts: [Q8_0]\nbase_model: Mini", ":4: base_model:"),
         ("artifacts: [Q8_0]\nname: a/b", "name:"),
+        (EDIT.format("[Q4_K_M]"), ":4: abliteration: Q4_K_M is not among the artifacts (Q8_0); what"),
+        (EDIT.format("[Q8_0, Q8_0]"), ":8: abliteration.artifacts: expected at least one artifact,"),
+        (EDIT.format("[Q8_0]\n  name: Mini"), ":4: abliteration: name: expected another one than"),
+        (EDIT.format("[Q8_0]\n  limits: {kl: 0}"), ":9: abliteration.limits.kl:"),
+        (EDIT.format("[Q8_0]\n  strength: 2"), ":9: abliteration.strength: unknown key"),
         ("artifacts: [Q8_0]\nname: ..", "name:"),
         ("artifacts: [Q8_0]\nname: .build", "name:"),
         ("artifacts: [Q8_0]\nname: quarantine", "where a build lays aside what did not pass"),
@@ -74,7 +87,7 @@ artifacts:
   - {to: Q5_K_M, leave_output: true}
 """
     read = read_recipe(write(tmp_path, text))
-    groups = [[a.target for a in group] for _, group in _groups(read, read.recipe.artifacts)]
+    groups = [[one.target for one in group] for _, group in _groups(read, read.wanted())]
     assert groups == [["Q8_0", "Q4_K_M"], ["Q6_K", "Q5_K_M"], ["5GB"]]
     options = [read.recipe.options_of(a) for a in read.recipe.artifacts]
     assert {str(o.imatrix) for o in options} == {"all.gguf"}
