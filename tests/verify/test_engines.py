@@ -23,14 +23,10 @@ from verify.engines.llama_cpp import LlamaCppEngine
 from verify.engines.llama_model import LlamaVocabulary
 from verify.engines.log_probabilities import Passage
 from verify.engines.opening import open_engine
+from verify.engines.rounded_activations import ROUNDED_BY_STORED, round_per_token
 from verify.engines.scripted import ScriptedEngine
 from verify.engines.static_scales import round_by_scale
-from verify.engines.transformers import (
-    CACHE_BY_ONE,
-    ROUNDED_BY_STORED,
-    TransformersEngine,
-    round_per_token,
-)
+from verify.engines.transformers import CACHE_BY_ONE, TransformersEngine
 
 STOP = frozenset({260})
 NO_STOP: frozenset[int] = frozenset()
