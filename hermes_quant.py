@@ -21,11 +21,12 @@ import typer
 
 
 class KvType(StrEnum):
-    """Element types of llama.cpp's KV cache, by its own names."""
+    """Element types of a KV cache: llama.cpp's by its own names, and FP8 as vLLM has it."""
 
     F16 = "f16"
     Q8_0 = "q8_0"
     Q4_0 = "q4_0"
+    FP8 = "fp8"
 
 
 class ActivationBits(StrEnum):
@@ -444,7 +445,7 @@ def verify(
         typer.Option(help="Keep the reference's answers here; default: the user's cache folder."),
     ] = None,
     kv_type: Annotated[
-        KvType, typer.Option(help="KV cache of GGUF files, as they will be run.")
+        KvType, typer.Option(help="KV cache as it will be: q8_0, q4_0 for GGUF, fp8 for folders.")
     ] = KvType.F16,
     activations: Annotated[
         ActivationBits, typer.Option(help="Bits of activations in FP8 folders: W8A8 or W8A16.")
@@ -479,6 +480,7 @@ def verify(
                 open_engine=partial(
                     open_engine, kv_type=cache_type, activation_bits=int(activations)
                 ),
+                open_reference=open_engine,
             )
         if out is not None:
             write_report(report, out)

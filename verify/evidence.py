@@ -18,7 +18,15 @@ from convert.conversation import Conversation
 from convert.errors import ConversationError
 from convert.rendering import Tokenizer, render, stop_ids
 from verify.artifact import Artifact
-from verify.engines import ChatEngine, Engine, EngineInfo, Ids, OnProgress, ServedReply
+from verify.engines import (
+    ChatEngine,
+    Engine,
+    EngineInfo,
+    Ids,
+    OnProgress,
+    ServedReply,
+    StatedScale,
+)
 from verify.engines.log_probabilities import Scored
 from verify.gate import Thresholds
 from verify.tool_calls import Reply, parse_reply
@@ -38,14 +46,16 @@ class Answer:
 class TeacherForced:
     """One model along the reference's text: see `teacher_forcing.py` for what is scored.
 
-    `scored` is parallel to `conversations`, the indices of those that were taken; `alone` holds the
-    first of them once more, each in a batch of its own, and only for the reference.
+    `scored` is parallel to `conversations`, the indices of those that were taken. Only for the
+    reference, the first of them once more: `alone`, each in a batch of its own, and `narrow`,
+    computed in 16 bits (none if the engine cannot).
     """
 
     conversations: tuple[int, ...]
     scored: tuple[Scored, ...]
     long: Scored
     alone: tuple[Scored, ...] = ()
+    narrow: tuple[Scored, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)
@@ -75,7 +85,8 @@ class Evidence:
     """One artifact beside its reference, and what the gate asks of its type.
 
     `served` holds a server's own reading of each conversation that has tools, None for the others.
-    `forced` holds log-probabilities along the reference's answers, or why there are none.
+    `forced` holds log-probabilities along the reference's answers, or why there are none; `scales`
+    those that the artifact fixes for what is rounded as it runs, and what came along those answers.
     """
 
     reference: Reference
@@ -84,6 +95,7 @@ class Evidence:
     answers: tuple[Answer, ...] | None = None
     served: tuple[ServedReply | None, ...] | None = None
     forced: TeacherForced | str | None = None
+    scales: tuple[StatedScale, ...] = ()
 
 
 def make_prompts(

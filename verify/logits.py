@@ -10,7 +10,7 @@ In: `Evidence` whose reference and artifact were both scored (`teacher_forcing.p
 
 Means are a token; their 95 % intervals come from resampling prompts, because the tokens of a prompt
 are not independent. A mean passes if its interval is within the limit, fails if the interval is
-beyond it. What the reference itself differs by in another batch is added to every limit.
+beyond it. What the reference differs by from itself is added to every limit (`noise_floor.py`).
 
 The limits reject broken artifacts. They do not rank good ones: near the reference, KL divergence no
 longer predicts scores (arXiv 2606.19558), which is why answers are compared as well.
@@ -19,7 +19,7 @@ longer predicts scores (arXiv 2606.19558), which is why answers are compared as 
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 
@@ -28,6 +28,7 @@ from verify.distributions import kl_per_token, trigger_margin
 from verify.engines.log_probabilities import Floats, Scored
 from verify.evidence import Evidence, Reference, TeacherForced
 from verify.gate import Thresholds
+from verify.noise_floor import Floor, check_noise_floor, measure_floor
 from verify.spans import Span, label_tokens
 from verify.statistics import Mean, count, mean_by_prompt
 from verify.teacher_forcing import watched_ids
@@ -47,9 +48,21 @@ def check_log_probabilities(evidence: Evidence, /) -> tuple[Outcome, ...]:
         return ()
     if isinstance(forced, str):
         return (Outcome("log_probabilities", Verdict(State.NOT_ENOUGH_EVIDENCE, forced)),)
-    pairs = _Pairs(evidence.reference, evidence.thresholds, base, forced)
+    pairs = _Pairs(
+        evidence.reference, evidence.thresholds, _as_far(base, forced), forced, measure_floor(base)
+    )
     checks = (check_chat_kl, check_reply_kl, check_trigger, check_log_prob, check_long_context)
-    return tuple(check(pairs) for check in checks)
+    floor = check_noise_floor(base, evidence.thresholds)
+    return (floor, *(check(pairs) for check in checks))
+
+
+def _as_far(base: TeacherForced, forced: TeacherForced) -> TeacherForced:
+    """The reference over what the artifact was scored on, of a prompt perhaps only the end."""
+    cut = [
+        ours.part(slice(len(ours.targets) - len(theirs.targets), None))
+        for ours, theirs in zip(base.scored, forced.scored, strict=True)
+    ]
+    return replace(base, scored=tuple(cut))
 
 
 @dataclass(frozen=True, slots=True)
@@ -60,6 +73,7 @@ class _Pairs:
     asked: Thresholds
     base: TeacherForced
     forced: TeacherForced
+    floor: Floor
 
     def replies(self) -> list[tuple[int, Scored, Scored]]:
         """Of every conversation its index and the scores of both along the reply."""
@@ -72,11 +86,8 @@ class _Pairs:
         ]
 
     def noise(self) -> float:
-        """Mean KL of the reference from itself, each prompt in a batch of its own."""
-        apart = [
-            kl_per_token(*pair) for pair in zip(self.base.scored, self.base.alone, strict=False)
-        ]
-        return float(np.concatenate(apart).mean()) if apart else 0.0
+        """What the reference differs by from itself: added to every limit."""
+        return self.floor.nats
 
 
 def check_chat_kl(pairs: _Pairs) -> Outcome:
@@ -150,10 +161,11 @@ def check_trigger(pairs: _Pairs) -> Outcome:
 def check_log_prob(pairs: _Pairs) -> Outcome:
     """What the replies' own tokens lose: exp of it is the ratio of perplexities."""
     lost = [
-        ours.log_prob_of(ours.targets) - theirs.log_prob_of(theirs.targets)
+        (ours.log_prob_of(ours.targets) - given)[~np.isnan(given)]
         for _, ours, theirs in pairs.replies()
+        for given in (theirs.log_prob_of(theirs.targets),)  # NaN where a server does not name it
     ]
-    mean = mean_by_prompt(lost)
+    mean = mean_by_prompt([part for part in lost if part.size])
     limit = pairs.asked.kl + pairs.noise()
     numbers = {**_numbers("lost", mean), "limit": limit, "perplexity_ratio": mean.exp()}
     reason = f"log-probability lost {mean}; limit {limit:.4g}"

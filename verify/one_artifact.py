@@ -22,13 +22,22 @@ from verify.behaviour import check_behaviour, not_measured
 from verify.call_outcomes import confusion
 from verify.check import Check, Outcome, State, Verdict, total_state
 from verify.differences import Difference, differences
-from verify.engines import ChatEngine, Engine, EngineInfo, OnProgress, ServedReply
+from verify.engines import (
+    ChatEngine,
+    Engine,
+    EngineInfo,
+    OnProgress,
+    ServedReply,
+    StatedScale,
+    WatchingEngine,
+)
 from verify.evidence import Answer, Evidence, TeacherForced, ask, ask_served
 from verify.gguf_weights import check_gguf_weights
 from verify.logits import check_log_probabilities
 from verify.portability import NAME as PORTABILITY
 from verify.portability import check_portability
 from verify.report.contents import ArtifactReport, Scores
+from verify.scales import check_scales
 from verify.served import NAME as SERVED_CALLS
 from verify.served import check_served_calls
 from verify.strata import Stratum, strata
@@ -69,9 +78,12 @@ def verify_one(
         except InputError as error:
             outcomes.append(_not_run(State.FAIL, str(error)))
         else:
-            evidence = replace(evidence, answers=found.answers, forced=found.forced)
+            evidence = replace(
+                evidence, answers=found.answers, forced=found.forced, scales=found.scales
+            )
             answered = _look_at_answers(evidence, found)
             outcomes += [*answered.outcomes, *check_log_probabilities(evidence)]
+            outcomes += check_scales(evidence)
     return ArtifactReport(
         name=artifact.name,
         kind=artifact.kind.value,
@@ -169,6 +181,7 @@ class _Found:
     info: EngineInfo
     served: Served | ServerError | None
     forced: TeacherForced | str | None
+    scales: tuple[StatedScale, ...]
 
 
 def named(on_progress: Steps | None, artifact: Artifact) -> OnProgress | None:
@@ -201,6 +214,7 @@ def _run(
         forced = score_artifact(engine, reference, report) if reference.forced else None
         if isinstance(forced, str):
             forced = _without_address(evidence.artifact, forced)
-        return _Found(answers, engine.info, served, forced)
+        scales = engine.stated_scales() if isinstance(engine, WatchingEngine) else ()
+        return _Found(answers, engine.info, served, forced, scales)
     finally:
         engine.close()

@@ -157,14 +157,14 @@ def _unpack(stored: Arrays) -> list[list[int]]:
 
 
 def _encode_forced(forced: TeacherForced) -> Arrays:
-    """Every field of every Scored, rows one after the other, and the rows each has."""
-    everything = (*forced.scored, forced.long, *forced.alone)
+    """Every field of every Scored, rows one after the other, the rows each has, how many alone."""
+    everything = (*forced.scored, forced.long, *forced.alone, *forced.narrow)
     rows = np.array([len(scored.targets) for scored in everything], np.int64)
     stacked = {
         field.name: np.concatenate([getattr(scored, field.name) for scored in everything])
         for field in fields(Scored)
     }
-    return {**stacked, "rows": rows}
+    return {**stacked, "rows": rows, "alone": np.array(len(forced.alone))}
 
 
 def _decode_forced(stored: Arrays, chosen: tuple[int, ...]) -> TeacherForced:
@@ -172,4 +172,11 @@ def _decode_forced(stored: Arrays, chosen: tuple[int, ...]) -> TeacherForced:
     parts = zip(*(np.split(stored[field.name], ends) for field in fields(Scored)), strict=True)
     everything = tuple(Scored(*part) for part in parts)
     count = len(chosen)
-    return TeacherForced(chosen, everything[:count], everything[count], everything[count + 1 :])
+    narrow = count + 1 + int(stored["alone"])
+    return TeacherForced(
+        conversations=chosen,
+        scored=everything[:count],
+        long=everything[count],
+        alone=everything[count + 1 : narrow],
+        narrow=everything[narrow:],
+    )

@@ -13,6 +13,12 @@ at one token is a difference of weights there and not the echo of an earlier one
               original_max_position_embeddings (or LONG tokens in a model without rope scaling);
               its last LONG_SCORED tokens are scored
 
+Of an engine that pays for a token scored as for one generated (BY_STEPS), only the last PROMPT_END
+tokens of those prompts are asked: the end of the question, and the turn of the assistant.
+
+ALONE of the conversations are scored twice more, for the noise floor: each in a batch of its own,
+and in 16 bits, as the checkpoint itself is served. That costs a tenth of the whole.
+
 Wrong rope frequencies or a wrong base leave short text nearly alone; the long one shows them.
 """
 
@@ -22,7 +28,14 @@ from dataclasses import replace
 from itertools import cycle
 
 from convert.errors import ServerError, UnsupportedError
-from verify.engines import LOG_PROBABILITIES, Engine, OnProgress, ScoringEngine
+from verify.engines import (
+    BY_STEPS,
+    LOG_PROBABILITIES,
+    Engine,
+    NarrowingEngine,
+    OnProgress,
+    ScoringEngine,
+)
 from verify.engines.log_probabilities import Passage, Scored
 from verify.evidence import Reference, TeacherForced
 from verify.suite import spread
@@ -34,22 +47,25 @@ PROMPTS = 24
 ALONE = 8
 LONG = 2048
 LONG_SCORED = 256
+PROMPT_END = 64
 
 
 def score_reference(
     engine: ScoringEngine, reference: Reference, on_progress: OnProgress | None = None
 ) -> TeacherForced:
-    """The reference along its own text; it picks the candidates."""
+    """The reference along its own text; it picks the candidates, and may end up in 16 bits."""
     chosen = choose_conversations(reference)
     passages = [make_passage(reference, index, chosen) for index in chosen]
     always = watched_ids(reference)
     scored = engine.score(passages, top=TOP, always=always, on_progress=on_progress)
-    alone = [
-        engine.score([_with_candidates(passage, found)], top=TOP)[0]
-        for passage, found in zip(passages[:ALONE], scored, strict=False)
-    ]
+    again = [_with_candidates(p, found) for p, found in zip(passages[:ALONE], scored, strict=False)]
+    alone = [engine.score([passage], top=TOP)[0] for passage in again]
     (long,) = engine.score([long_passage(reference)], top=TOP)
-    return TeacherForced(chosen, tuple(scored), long, tuple(alone))
+    narrow: list[Scored] = []
+    if isinstance(engine, NarrowingEngine):
+        engine.narrow()
+        narrow = engine.score(again, top=TOP)
+    return TeacherForced(chosen, tuple(scored), long, tuple(alone), tuple(narrow))
 
 
 def score_artifact(
@@ -65,6 +81,11 @@ def score_artifact(
         _with_candidates(make_passage(reference, index, base.conversations), found)
         for index, found in zip(base.conversations, base.scored, strict=True)
     ]
+    if BY_STEPS in engine.info.capabilities:
+        passages = [
+            _end_of(passage, len(reference.answers[index].ids) + PROMPT_END)
+            for index, passage in zip(base.conversations, passages, strict=True)
+        ]
     long = _with_candidates(long_passage(reference), base.long)
     try:
         scored = engine.score(passages, top=TOP, on_progress=on_progress)
@@ -106,6 +127,13 @@ def watched_ids(reference: Reference) -> tuple[int, ...]:
     """The tokens whose log-probability is kept everywhere: the one that opens a tool call."""
     token = reference.tokenizer.token_id(OPEN)
     return () if token is None else (token,)
+
+
+def _end_of(passage: Passage, rows: int) -> Passage:
+    """The passage scored over its last `rows` tokens only, if it has more."""
+    start = max(passage.start, len(passage.ids) - rows)
+    assert passage.candidates is not None
+    return Passage(passage.ids, start, passage.candidates[start - passage.start :])
 
 
 def _with_candidates(passage: Passage, found: Scored) -> Passage:

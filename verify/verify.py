@@ -17,7 +17,9 @@ prompts are complete only once the reference has answered; every artifact is the
 The reference's answers and log-probabilities are kept in `cache`, if one is given: the next run on
 the same weights and prompts does not load it.
 
-`open_engine` is a parameter so that a test can put another engine in an artifact's place.
+`open_engine` opens the engines of artifacts, with the options they are to be run with (and lets a
+test put another in an artifact's place); `open_reference` that of the reference, which has none: it
+is float32 throughout, its KV cache too, so no option is part of what its cache is kept by.
 """
 
 from __future__ import annotations
@@ -62,6 +64,7 @@ def verify(
     fixture: Path | None = None,
     on_progress: Steps | None = None,
     open_engine: OpenEngine = open_engine,
+    open_reference: OpenEngine | None = None,
 ) -> Report:
     """Compare every artifact with the reference (a folder or hub id) on a suite of conversations.
 
@@ -91,7 +94,7 @@ def verify(
             write_fixture(base, fixture)
         begin = time.monotonic()
         base = run_reference(
-            lambda: open_engine(source),
+            lambda: (open_reference or open_engine)(source),
             base,
             max_new_tokens=max_new_tokens,
             cache=ReferenceCache(cache, checkpoint) if cache else None,

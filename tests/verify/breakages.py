@@ -1,7 +1,8 @@
 """Ways to break an artifact on disk, and the check that is meant to catch each of them.
 
 A breakage takes the reference's folder, the artifacts by target and an empty path, and leaves a
-broken artifact there. What an artifact does wrong while it answers stands in `test_behaviour.py`.
+broken artifact there. What shows only as it runs stands in `run_breakages.py`, what it does wrong
+while it answers in `test_behaviour.py`.
 """
 
 from __future__ import annotations
@@ -95,6 +96,13 @@ def noise(data: np.ndarray) -> None:
     rng = np.random.default_rng(1)
     a, b = rng.normal(size=(data.shape[0], 4)), rng.normal(size=(4, data.shape[1]))
     data += (0.1 * data.std() / 2 * a @ b).astype(np.float32)
+
+
+def three_values(data: np.ndarray) -> None:
+    """Three values a block of 32, by one scale: two bits."""
+    blocks = data.reshape(-1, 32)
+    scale = np.abs(blocks).max(1, keepdims=True)
+    blocks[:] = np.round(blocks / scale) * scale
 
 
 def cut_vocabulary(values: dict[str, Any]) -> None:
@@ -208,8 +216,12 @@ BREAKAGES = {
         gguf_with(target="F32", tensors=on_data("blk.1.ffn_down.weight", noise)),
         "gguf_weights", "blk.1.ffn_down.weight",
     ),
-    "a layer of another checkpoint": Breakage(
+    "a stale shard: a layer of another checkpoint": Breakage(
         trained_further, "gguf_weights", "blk.1.ffn_up.weight"
+    ),
+    "a matrix at two bits in a file of eight": Breakage(
+        gguf_with(target="F32", tensors=on_data("blk.1.ffn_down.weight", three_values)),
+        "gguf_weights", "blk.1.ffn_down.weight",
     ),
     "norms swapped": Breakage(
         gguf_with(tensors=swap("blk.0.attn_norm.weight", "blk.1.attn_norm.weight")),

@@ -1,4 +1,4 @@
-"""One miniature reference and its artifacts for all of verify's tests."""
+"""One miniature reference and hermes-nano, and their artifacts, for all of verify's tests."""
 
 from __future__ import annotations
 
@@ -9,12 +9,19 @@ import pytest
 from convert.checkpoint import Checkpoint
 from convert.conversation import Conversation
 from convert.rendering import Tokenizer
+from quantize.calibrate import calibrate
 from quantize.job import quantize
 from tests.miniature import write_checkpoint
 from verify.artifact import open_artifact
+from verify.engines.opening import open_engine
 from verify.evidence import Evidence, Reference, make_prompts
 from verify.gate import read_gate
+from verify.reference_run import run_reference
+from verify.suite import read_suite
 
+NANO = Path(__file__).parents[2] / "examples/hermes-nano"
+PROMPTS = 64
+TARGETS = ("F32", "Q8_0", "Q6_K", "Q5_K_M", "Q4_K_M", "Q2_K", "FP8_DYNAMIC")
 NAMES = {
     "F32": "mini-F32.gguf",
     "Q8_0": "mini-Q8_0.gguf",
@@ -47,6 +54,34 @@ def reference(reference_folder: Path) -> Reference:
     tokenizer = Tokenizer.open(reference_folder)
     prompts = make_prompts(checkpoint, tokenizer, conversations, 16)
     return Reference(checkpoint, tokenizer, conversations, prompts)
+
+
+@pytest.fixture(scope="session")
+def nano() -> Reference:
+    """hermes-nano, answered and scored."""
+    checkpoint, tokenizer = Checkpoint.open(NANO), Tokenizer.open(NANO)
+    conversations = read_suite(None, NANO, PROMPTS).conversations
+    prompts = make_prompts(checkpoint, tokenizer, conversations, 96)
+    base = Reference(checkpoint, tokenizer, conversations, prompts)
+    source = open_artifact(NANO)
+    return run_reference(lambda: open_engine(source), base, max_new_tokens=96)
+
+
+@pytest.fixture(scope="session")
+def made(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
+    """Undamaged artifacts of hermes-nano."""
+    out = tmp_path_factory.mktemp("nano")
+    quantize(str(NANO), out, list(TARGETS), name="n")
+    return {t: out / ("n-FP8_DYNAMIC" if t == "FP8_DYNAMIC" else f"n-{t}.gguf") for t in TARGETS}
+
+
+@pytest.fixture(scope="session")
+def calibrated(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """hermes-nano in FP8 with fixed scales for activations and the KV cache."""
+    out = tmp_path_factory.mktemp("calibrated")
+    folder = calibrate(str(NANO), out / "cal").folder
+    quantize(str(NANO), out, ["FP8"], calibration=folder, kv_cache=True, name="n")
+    return out / "n-FP8"
 
 
 def evidence(reference: Reference, path: Path) -> Evidence:

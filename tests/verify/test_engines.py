@@ -8,9 +8,11 @@ import shutil
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from safetensors.torch import load_file
+from transformers.models.llama import modeling_llama
 
 from convert.errors import CheckpointError, UnsupportedError
 from quantize.calibrate import calibrate
@@ -19,14 +21,12 @@ from verify.artifact import open_artifact
 from verify.engines import by_length
 from verify.engines.llama_cpp import LlamaCppEngine
 from verify.engines.llama_model import LlamaVocabulary
+from verify.engines.log_probabilities import Passage
 from verify.engines.opening import open_engine
+from verify.engines.rounded_activations import ROUNDED_BY_STORED, round_per_token
 from verify.engines.scripted import ScriptedEngine
-from verify.engines.transformers import (
-    ROUNDED_BY_STORED,
-    TransformersEngine,
-    round_by_scale,
-    round_per_token,
-)
+from verify.engines.static_scales import round_by_scale
+from verify.engines.transformers import CACHE_BY_ONE, TransformersEngine
 
 STOP = frozenset({260})
 NO_STOP: frozenset[int] = frozenset()
@@ -228,6 +228,67 @@ def test_a_folder_with_scales_of_the_cache_runs_with_the_cache_rounded(
     assert 1e-4 < (a - b).abs().max() < 0.2 * b.abs().max()
     rounded.close()
     plain.close()
+
+
+def test_a_cache_asked_to_be_fp8_holds_what_e4m3_holds(
+    artifacts: dict[str, Path], reference_folder: Path
+) -> None:
+    """Rounded by hand in an attention of our own; alike read at once and step by step."""
+    engine = open_engine(open_artifact(artifacts["FP8_DYNAMIC"]), kv_type="fp8", activation_bits=16)
+    plain = open_engine(open_artifact(artifacts["FP8_DYNAMIC"]), activation_bits=16)
+    assert (engine.info.kv_type, plain.info.kv_type) == (CACHE_BY_ONE, "float32")
+    made = prompts(6)
+    long = Passage((257, *(i * 7 % 256 for i in range(60))), 1)
+    (base,) = plain.score([long], top=32)
+    (found,) = engine.score([Passage(long.ids, 1, base.candidates)], top=32)
+    by_hand = _dequantized(artifacts["FP8_DYNAMIC"])
+    for layer in by_hand.model.layers:
+        layer.self_attn.v_proj.register_forward_hook(lambda _, __, out: round_by_scale(out, 1.0))
+    rotate = modeling_llama.apply_rotary_pos_emb
+    with pytest.MonkeyPatch.context() as patch, torch.inference_mode():
+        patch.setattr(
+            modeling_llama,
+            "apply_rotary_pos_emb",
+            lambda q, k, *rest: (rotate(q, k, *rest)[0], round_by_scale(rotate(q, k, *rest)[1], 1)),
+        )
+        rows = by_hand(torch.tensor([long.ids])).logits[0, :-1].double().log_softmax(-1).numpy()
+    expected = np.take_along_axis(rows, base.candidates, 1)
+    moved = np.abs(expected - base.log_probs).max()
+    assert moved > 1e-3
+    assert np.abs(found.log_probs - expected).max() < 0.05 * moved
+    replies = engine.generate(made, max_new_tokens=5, stop_ids=NO_STOP)
+    for prompt, reply in zip(made, replies, strict=True):
+        (scored,) = engine.score([Passage((*prompt, *reply), len(prompt))], top=4)
+        assert scored.best[:, 0].tolist() == reply
+    engine.close()
+    plain.close()
+
+
+def test_each_artifact_gets_the_cache_it_can_have(artifacts: dict[str, Path]) -> None:
+    for kv_type, of_gguf, of_folder in (
+        ("fp8", "float16", CACHE_BY_ONE), ("q8_0", "q8_0", "float32")
+    ):  # fmt: skip
+        for path, expected in ((artifacts["Q8_0"], of_gguf), (artifacts["FP8_DYNAMIC"], of_folder)):
+            engine = open_engine(open_artifact(path), kv_type=kv_type)
+            assert engine.info.kv_type == expected
+            engine.close()
+
+
+def test_narrow_is_the_checkpoint_in_its_own_sixteen_bits(reference_folder: Path) -> None:
+    engine = TransformersEngine(reference_folder)
+    engine.narrow()
+    assert engine.info.dtype == "bfloat16"
+    passage = Passage((257, *(i * 7 % 256 for i in range(60))), 1)
+    (found,) = engine.score([passage], top=16)
+    transformers = pytest.importorskip("transformers")
+    model = transformers.AutoModelForCausalLM.from_pretrained(
+        reference_folder, dtype=torch.bfloat16, attn_implementation="sdpa"
+    ).eval()
+    with torch.inference_mode():
+        rows = model(torch.tensor([passage.ids])).logits[0, :-1].double().log_softmax(-1).numpy()
+    expected = np.take_along_axis(rows, found.candidates, 1)
+    assert np.abs(found.log_probs - expected).max() < 1e-9
+    engine.close()
 
 
 def _dequantized(folder: Path) -> Any:

@@ -8,6 +8,8 @@ import pytest
 
 from tests.verify.breakages import BREAKAGES
 from tests.verify.conftest import evidence
+from tests.verify.run_breakages import RUN_BREAKAGES
+from tests.verify.test_behaviour import BREAKAGES as OTHER_ANSWERS
 from verify.artifact import Kind
 from verify.check import State
 from verify.evidence import Evidence, Reference
@@ -17,6 +19,7 @@ from verify.templates import check_templates
 from verify.tokens import check_tokens
 from verify.weights import check_weights
 
+PAGE = Path(__file__).parents[2] / "docs/verify.md"
 CHECKS = {
     "structure": check_structure,
     "tokens": check_tokens,
@@ -51,6 +54,19 @@ def test_a_breakage_is_caught_by_its_check_and_named(
     assert outcome.verdict.state is State.FAIL
     named = [f"{finding.subject}: {finding.message}" for finding in outcome.findings]
     assert any(breakage.named in text for text in named), named
+
+
+def test_the_page_names_every_way_and_the_check_that_catches_it() -> None:
+    """All three tables: broken files, broken as it runs, and other answers."""
+    ways: dict[str, list[str]] = {check: [] for check in CHECKS}
+    for name, breakage in (BREAKAGES | RUN_BREAKAGES).items():
+        ways.setdefault(breakage.check, []).append(name)
+    for name, (_, checks) in OTHER_ANSWERS.items():
+        for check in sorted(checks):
+            ways.setdefault(check, []).append(name)
+    page = PAGE.read_text(encoding="utf-8")
+    for check, names in ways.items():
+        assert f"| `{check}` | {'; '.join(names)} |".replace("<tool_call>", "`<tool_call>`") in page
 
 
 def test_the_table_is_as_long_as_it_was_promised_and_uses_every_check() -> None:

@@ -2,37 +2,29 @@
 
 from __future__ import annotations
 
-import re
-from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-import gguf
 import numpy as np
 import pytest
 
-from convert.checkpoint import Checkpoint
-from convert.rendering import Tokenizer
-from quantize.job import quantize
-from tests.verify.damage import Edit, rewrite_gguf
+from tests.verify.conftest import NANO
+from tests.verify.run_breakages import RUN_BREAKAGES
 from verify.artifact import Artifact, open_artifact
 from verify.check import Outcome, State
+from verify.engines import StatedScale, WatchingEngine
 from verify.engines.log_probabilities import Scored
 from verify.engines.opening import open_engine
-from verify.evidence import Evidence, Reference, TeacherForced, make_prompts
+from verify.evidence import Evidence, Reference, TeacherForced
 from verify.gate import read_gate
 from verify.logits import check_log_probabilities
-from verify.reference_run import run_reference
+from verify.scales import check_scales
 from verify.spans import Span, label_characters, label_tokens
 from verify.statistics import mean_by_prompt
-from verify.suite import read_suite
 from verify.teacher_forcing import score_artifact, watched_ids
 
-NANO = Path(__file__).parents[2] / "examples/hermes-nano"
-PROMPTS = 64
-TARGETS = ("F32", "Q8_0", "Q6_K", "Q5_K_M", "Q4_K_M", "Q2_K", "FP8_DYNAMIC")
-ALL = ["chat_kl", "reply_kl", "trigger", "log_prob", "long_context"]
+ALL = ["noise_floor", "chat_kl", "reply_kl", "trigger", "log_prob", "long_context"]
 
 
 def asked(reference: Reference, artifact: Artifact, **given: Any) -> Evidence:
@@ -40,34 +32,17 @@ def asked(reference: Reference, artifact: Artifact, **given: Any) -> Evidence:
     return Evidence(reference, artifact, read_gate(None).of(artifact.type), **given)
 
 
-@pytest.fixture(scope="session")
-def nano() -> Reference:
-    """hermes-nano, answered and scored."""
-    checkpoint, tokenizer = Checkpoint.open(NANO), Tokenizer.open(NANO)
-    conversations = read_suite(None, NANO, PROMPTS).conversations
-    prompts = make_prompts(checkpoint, tokenizer, conversations, 96)
-    base = Reference(checkpoint, tokenizer, conversations, prompts)
-    source = open_artifact(NANO)
-    return run_reference(lambda: open_engine(source), base, max_new_tokens=96)
-
-
-@pytest.fixture(scope="session")
-def made(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
-    """Undamaged artifacts of hermes-nano."""
-    out = tmp_path_factory.mktemp("nano")
-    quantize(str(NANO), out, list(TARGETS), name="n")
-    return {t: out / ("n-FP8_DYNAMIC" if t == "FP8_DYNAMIC" else f"n-{t}.gguf") for t in TARGETS}
-
-
 def check(reference: Reference, path: Path, type_name: str | None = None) -> dict[str, Outcome]:
     """Every check by name; `type_name` holds the artifact to the gate of another type."""
     artifact = open_artifact(path)
     engine = open_engine(artifact)
     forced = score_artifact(engine, reference)
+    scales = engine.stated_scales() if isinstance(engine, WatchingEngine) else ()
     engine.close()
     artifact = replace(artifact, type=type_name or artifact.type)
-    outcomes = check_log_probabilities(asked(reference, artifact, forced=forced))
-    assert [outcome.check for outcome in outcomes] == ALL
+    given = asked(reference, artifact, forced=forced, scales=scales)
+    outcomes = (*check_log_probabilities(given), *check_scales(given))
+    assert [outcome.check for outcome in outcomes] == ALL + ["scales"] * bool(scales)
     return {outcome.check: outcome for outcome in outcomes}
 
 
@@ -84,59 +59,29 @@ def test_two_bits_are_flagged(nano: Reference, made: dict[str, Path]) -> None:
     assert states(check(nano, made["Q2_K"]))["chat_kl"] is State.FAIL
 
 
-def edited(pattern: str, change: Callable[[Any], Any]) -> Edit:
-    """An edit of the float32 tensors whose names match."""
-
-    def edit(tensors: dict[str, Any]) -> None:
-        names = [name for name in tensors if re.fullmatch(pattern, name)]
-        assert names
-        for name in names:
-            data, kind = tensors[name]
-            assert kind == gguf.GGMLQuantizationType.F32
-            tensors[name] = (np.ascontiguousarray(change(data), dtype=np.float32), kind)
-
-    return edit
-
-
-def two_bits(data: Any) -> Any:
-    """Three values a block of 32, by one scale."""
-    blocks = data.reshape(-1, 32)
-    scale = np.abs(blocks).max(1, keepdims=True)
-    return (np.round(blocks / scale) * scale).reshape(data.shape)
-
-
-def noise(data: Any) -> Any:
-    """A low-rank change, as a LoRA leaves."""
-    rng = np.random.default_rng(0)
-    rows, columns = data.shape
-    change = rng.normal(size=(rows, 8)) @ rng.normal(size=(8, columns))
-    return data + 0.1 * change * np.linalg.norm(data) / np.linalg.norm(change)
-
-
-@pytest.mark.parametrize(
-    ("tensors", "change"),
-    [(r"blk\.2\.ffn_.*weight", two_bits), (r"blk\..*attn_[qv]\.weight", noise)],
-)
-def test_one_layer_at_two_bits_and_a_lora_are_seen_in_chat_text(
-    nano: Reference, made: dict[str, Path], tmp_path: Path, tensors: str, change: Any
+@pytest.mark.parametrize("name", RUN_BREAKAGES)
+def test_what_is_broken_as_it_runs_is_caught_by_its_check_and_named(
+    nano: Reference, made: dict[str, Path], calibrated: Path, tmp_path: Path, name: str
 ) -> None:
-    path = rewrite_gguf(made["F32"], tmp_path / "x.gguf", tensors=edited(tensors, change))
-    assert states(check(nano, path, "Q8_0"))["chat_kl"] is State.FAIL
+    breakage = RUN_BREAKAGES[name]
+    path = breakage.make({**made, "calibrated": calibrated}, tmp_path / "broken")
+    outcome = check(nano, path, breakage.gate)[breakage.check]
+    assert outcome.verdict.state is State.FAIL
+    said = [outcome.verdict.reason, *(f"{f.subject}: {f.message}" for f in outcome.findings)]
+    assert any(breakage.named in text for text in said), said
 
 
-@pytest.mark.parametrize(
-    "damage",
-    [
-        {"fields": lambda f: f.update({"llama.rope.freq_base": 500000.0})},
-        {"tensors": lambda t: t.pop("rope_freqs.weight")},
-    ],
-)
-def test_wrong_rope_frequencies_are_seen_in_long_text(
-    nano: Reference, made: dict[str, Path], tmp_path: Path, damage: Any
+def test_fixed_scales_that_were_calibrated_fit_what_comes(
+    nano: Reference, calibrated: Path
 ) -> None:
-    path = rewrite_gguf(made["F32"], tmp_path / "x.gguf", **damage)
-    outcomes = check(nano, path, "Q4_K")
-    assert states(outcomes)["long_context"] is State.FAIL
+    outcomes = check(nano, calibrated)
+    assert set(states(outcomes).values()) == {State.PASS}
+    numbers = outcomes["scales"].verdict.numbers
+    assert numbers["scales"] == numbers["reached"] == 5 * (7 + 2)
+    assert len(outcomes["scales"].points) == 45
+    idle = tuple(StatedScale(p.subject, 1.0, 0.0) for p in outcomes["scales"].points)
+    (unreached,) = check_scales(asked(nano, open_artifact(calibrated), scales=idle))
+    assert unreached.verdict.state is State.NOT_ENOUGH_EVIDENCE
 
 
 def test_a_trigger_that_turns_is_named(nano: Reference, made: dict[str, Path]) -> None:
@@ -215,13 +160,47 @@ def test_without_log_probabilities_there_is_not_enough_evidence(
 
 def test_the_reference_differs_from_itself_by_its_batch_alone(nano: Reference) -> None:
     assert nano.forced is not None
-    again = replace(nano.forced, alone=())
+    again = replace(nano.forced, alone=(), narrow=())
     outcomes = check_log_probabilities(asked(nano, open_artifact(NANO), forced=again))
     found = {outcome.check: outcome.verdict for outcome in outcomes}
     assert found["chat_kl"].numbers["kl"] == 0
-    noise_floor = found["chat_kl"].numbers["noise"]
-    assert isinstance(noise_floor, float)
-    assert 0 < noise_floor < 1e-6
+    floor = found["noise_floor"].numbers
+    itself, narrow = floor["itself"], floor["in_16_bits"]
+    assert isinstance(itself, float)
+    assert isinstance(narrow, float)
+    assert 0 < itself < 1e-6 < narrow < 1e-2
+    assert found["chat_kl"].numbers["noise"] == floor["floor"] == narrow
+
+
+def test_a_limit_below_the_noise_floor_decides_nothing(nano: Reference) -> None:
+    given = asked(nano, open_artifact(NANO), forced=nano.forced)
+    outcome = check_log_probabilities(given)[0]
+    assert (outcome.check, outcome.verdict.state) == ("noise_floor", State.PASS)
+    narrow = outcome.verdict.numbers["in_16_bits"]
+    assert isinstance(narrow, float)
+    strict = given.thresholds.model_copy(update={"kl": narrow / 2})
+    outcome = check_log_probabilities(replace(given, thresholds=strict))[0]
+    assert outcome.verdict.state is State.NOT_ENOUGH_EVIDENCE
+    assert "is below that" in outcome.verdict.reason
+
+
+def test_a_server_scored_at_the_ends_of_prompts_is_compared_there(
+    nano: Reference, made: dict[str, Path]
+) -> None:
+    forced = score_artifact_of(nano, made["Q8_0"])
+    ends = tuple(
+        s.part(slice(-min(len(s.targets), len(nano.answers[i].ids) + 5), None))
+        for i, s in zip(forced.conversations, forced.scored, strict=True)
+    )
+    artifact = open_artifact(made["Q8_0"])
+    outcomes = check_log_probabilities(asked(nano, artifact, forced=replace(forced, scored=ends)))
+    found = {outcome.check: outcome.verdict for outcome in outcomes}
+    assert {verdict.state for verdict in found.values()} == {State.PASS}
+    whole = check(nano, made["Q8_0"])
+    assert found["reply_kl"].numbers == whole["reply_kl"].verdict.numbers
+    prompts = found["chat_kl"].numbers["kl_prompts"]
+    assert prompts == whole["chat_kl"].verdict.numbers["kl_prompts"]
+    assert found["chat_kl"].numbers["kl_tokens"] == 5 * prompts  # type: ignore[operator]
 
 
 def test_prompts_are_resampled_and_not_tokens() -> None:

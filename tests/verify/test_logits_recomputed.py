@@ -8,15 +8,13 @@ from pathlib import Path
 
 import pytest
 
-from tests.verify.test_logits import asked, made, nano, score_artifact_of
+from tests.verify.test_logits import asked, score_artifact_of
 from verify.artifact import open_artifact
 from verify.engines.log_probabilities import Scored
 from verify.evidence import Reference
 from verify.logits import check_log_probabilities
 from verify.spans import Span, label_tokens
 from verify.teacher_forcing import watched_ids
-
-__all__ = ["made", "nano"]
 
 
 def kl_again(ours: Scored, theirs: Scored) -> list[float]:
@@ -71,7 +69,11 @@ def test_every_number_recomputed(nano: Reference, made: dict[str, Path]) -> None
                 other = next(k for k in (0, 1) if s.best[row, k] != token)
                 both.append(float(s.log_probs[row, at] - s.best_log_probs[row, other]))
             margins.append((nano.conversations[index].id, *both))
-    noise = [kl_again(a, b) for a, b in zip(base.scored, base.alone, strict=False)]
+    floors = []
+    for again in (base.alone, base.narrow):
+        apart = [kl_again(a, b) for a, b in zip(base.scored, again, strict=False)]
+        assert len(apart) == 8
+        floors.append(sum(map(sum, apart)) / sum(map(len, apart)))
     numbers = {name: outcome.verdict.numbers for name, outcome in outcomes.items()}
     checked = [("chat_kl", "kl", chat), ("reply_kl", "kl", replies), ("log_prob", "lost", lost)]
     checked += [
@@ -88,7 +90,16 @@ def test_every_number_recomputed(nano: Reference, made: dict[str, Path]) -> None
             width = max(high - low, 1e-12)
             ends = (stated[f"{key}_low"], stated[f"{key}_high"])
             assert ends == pytest.approx((low, high), abs=0.35 * width), (check_name, key)
-    own = sum(map(sum, noise)) / sum(map(len, noise))
+    own = max(floors)
+    stated = numbers["noise_floor"]
+    assert stated["itself"] == pytest.approx(floors[0], rel=1e-6, abs=1e-12)
+    assert stated["in_16_bits"] == pytest.approx(floors[1], rel=1e-6)
+    assert stated["floor"] == pytest.approx(own, rel=1e-6)
+    assert (stated["limit"], stated["prompts"]) == (0.08, 8)
+    tokens = [(a.best[r, 0], b.best[r, 0]) for a, b in zip(base.scored, base.narrow, strict=False)
+              for r in range(len(a.targets))]  # fmt: skip
+    assert stated["tokens"] == len(tokens)
+    assert stated["same_top_in_16_bits"] == sum(a == b for a, b in tokens)
     assert numbers["chat_kl"]["noise"] == pytest.approx(own, rel=1e-6, abs=1e-12)
     assert numbers["chat_kl"]["limit"] == pytest.approx(0.08 + own)
     assert numbers["reply_kl"]["span_limit"] == pytest.approx(0.24 + own)

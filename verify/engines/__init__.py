@@ -26,6 +26,8 @@ from verify.engines.log_probabilities import Passage, Scored
 
 LOG_PROBABILITIES = "log_probabilities"
 """The capability of an engine that is a `ScoringEngine` and can also do what it takes."""
+BY_STEPS = "by_steps"
+"""Beside LOG_PROBABILITIES: a token scored costs as much as one generated, so ask for few."""
 Ids = Sequence[int]
 OnProgress = Callable[[int, int], None]
 
@@ -94,6 +96,36 @@ class ScoringEngine(Engine, Protocol):
 
         A passage without candidates gets the `top` likeliest of each row, `always` among them.
         """
+        ...
+
+
+@runtime_checkable
+class NarrowingEngine(ScoringEngine, Protocol):
+    """An engine that can go over to computing in 16 bits, as its checkpoint is stored."""
+
+    def narrow(self) -> None:
+        """Compute in 16 bits from now on; there is no way back."""
+        ...
+
+
+@dataclass(frozen=True, slots=True)
+class StatedScale:
+    """A scale that a folder fixes for what is rounded to FP8 as it runs.
+
+    `limit` is the largest magnitude it holds, 448 times the scale; `seen` the largest that came.
+    """
+
+    name: str
+    limit: float
+    seen: float
+
+
+@runtime_checkable
+class WatchingEngine(ScoringEngine, Protocol):
+    """An engine that keeps what scored text sent through the scales its folder fixes."""
+
+    def stated_scales(self) -> tuple[StatedScale, ...]:
+        """Every such scale, and the largest magnitude that came."""
         ...
 
 

@@ -76,11 +76,15 @@ def _parse(address: str) -> tuple[str, str]:
 
 
 def _version(client: Client, url: str) -> str:
-    """vLLM tells its version beside `/v1`; other servers do not."""
-    try:
-        return str(client.get(str(httpx.URL(url).join("/version"))).get("version", "not stated"))
-    except ServerError:
-        return "not stated"
+    """What a server tells beside `/v1`: vLLM its version, llama-server its build."""
+    for path, key in (("/version", "version"), ("/props", "build_info")):
+        try:
+            stated = client.get(str(httpx.URL(url).join(path))).get(key)
+        except ServerError:
+            continue
+        if isinstance(stated, str):
+            return stated
+    return "not stated"
 
 
 class Client:

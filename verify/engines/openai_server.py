@@ -25,13 +25,20 @@ from typing import TypeVar
 
 from convert.conversation import Conversation, ToolCall
 from convert.errors import ServerError, UnsupportedError
-from verify.engines import LOG_PROBABILITIES, EngineInfo, Ids, OnProgress, ServedReply
+from verify.engines import BY_STEPS, LOG_PROBABILITIES, EngineInfo, Ids, OnProgress, ServedReply
+from verify.engines.generated_logprobs import SOFTWARE as LLAMA_SERVER
+from verify.engines.generated_logprobs import score_by_steps
 from verify.engines.log_probabilities import Passage, Scored
 from verify.engines.openai_client import Client, JsonObject, ServedModel
 from verify.engines.openai_wire import count_of, named_ids, read_call, wire_messages, wire_tool
 from verify.engines.prompt_logprobs import SERVED_TOP, read_prompt_logprobs
 
 TIMEOUT_S = 600.0
+SCORING = {
+    "vllm": frozenset({LOG_PROBABILITIES}),
+    LLAMA_SERVER: frozenset({LOG_PROBABILITIES, BY_STEPS}),
+}
+"""What software can be asked about a text, by its name for itself."""
 GREEDY: JsonObject = {
     "temperature": 0,
     "presence_penalty": 0,
@@ -69,7 +76,7 @@ class OpenAIEngine:
             batch=batch,
             device="server",
             threads=0,
-            capabilities=frozenset({LOG_PROBABILITIES} if served.software == "vllm" else ()),
+            capabilities=SCORING.get(served.software, frozenset()),
         )
 
     def generate(
@@ -97,7 +104,7 @@ class OpenAIEngine:
             ends = [place for place, token in enumerate(ids) if token in stop_ids]
             return ids[: ends[0] + 1] if ends else ids
 
-        return self._in_parallel(complete, prompts, on_progress)
+        return self._in_parallel(complete, prompts, on_progress, self.info.batch)
 
     def score(
         self,
@@ -107,26 +114,33 @@ class OpenAIEngine:
         always: Ids = (),
         on_progress: OnProgress | None = None,
     ) -> list[Scored]:
-        """Log-probabilities along passages, as far as vLLM names them: at most SERVED_TOP a token.
+        """Log-probabilities along passages, as far as the server names them.
 
         `always` cannot be asked for; a candidate that is not named is NaN.
         """
+        by_steps = self._served.software == LLAMA_SERVER
 
         def ask(passage: Passage) -> Scored:
-            body = {
-                "model": self._served.model,
-                "prompt": list(passage.ids),
-                "max_tokens": 1,
-                "prompt_logprobs": min(top, SERVED_TOP),
-                **GREEDY,
-            }
-            choice = self._choice(self._client.post(f"{self._served.url}/completions", body))
             try:
-                return read_prompt_logprobs(choice.get("prompt_logprobs"), passage)
+                if by_steps:
+                    return score_by_steps(self._complete, passage, top=top)
+                return self._prompt_logprobs(passage, min(top, SERVED_TOP))
             except ValueError as error:
                 raise UnsupportedError(f"{self._served.url}: {error}") from error
 
-        return self._in_parallel(ask, passages, on_progress)
+        return self._in_parallel(ask, passages, on_progress, 1 if by_steps else self.info.batch)
+
+    def _prompt_logprobs(self, passage: Passage, top: int) -> Scored:
+        """One passage, all at once, as vLLM can."""
+        choice = self._complete(
+            {"prompt": list(passage.ids), "max_tokens": 1, "prompt_logprobs": top}
+        )
+        return read_prompt_logprobs(choice.get("prompt_logprobs"), passage)
+
+    def _complete(self, asked: JsonObject) -> JsonObject:
+        """The first choice of a completion."""
+        body = {"model": self._served.model, **GREEDY, **asked}
+        return self._choice(self._client.post(f"{self._served.url}/completions", body))
 
     def chat(
         self,
@@ -149,16 +163,17 @@ class OpenAIEngine:
                 body["tool_choice"] = "auto"
             return self._reply(self._client.post(f"{self._served.url}/chat/completions", body))
 
-        return self._in_parallel(converse, conversations, on_progress)
+        return self._in_parallel(converse, conversations, on_progress, self.info.batch)
 
     def _in_parallel(
         self,
         ask: Callable[[Question], Found],
         questions: Sequence[Question],
         on_progress: OnProgress | None,
+        at_once: int,
     ) -> list[Found]:
         """Answers in the order of the questions; the first error ends the rest."""
-        executor = ThreadPoolExecutor(self.info.batch)
+        executor = ThreadPoolExecutor(at_once)
         try:
             futures = [executor.submit(ask, question) for question in questions]
             for done, future in enumerate(as_completed(futures), start=1):

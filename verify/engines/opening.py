@@ -12,15 +12,19 @@ from convert.errors import UnsupportedError
 from verify.artifact import Artifact, Kind
 from verify.engines import Engine
 
+FP8 = "fp8"
+"""The KV cache type that folders can have; one whose scales are stored has it without asking."""
+
 
 def open_engine(
     artifact: Artifact, *, kv_type: str = "float16", activation_bits: int = 8
 ) -> Engine:
     """The engine an artifact is made for: llama.cpp for GGUF, transformers for folders, else HTTP.
 
-    `kv_type` is the element type of llama.cpp's KV cache; the others have their own. Of an FP8
-    folder, `activation_bits` says whether what enters its matrix products is rounded too (8) or not
-    (16).
+    `kv_type` is the element type of the KV cache: FP8 is for folders, the others are llama.cpp's;
+    an artifact that cannot have it keeps its own, and its `EngineInfo` says which. Of an FP8
+    folder, `activation_bits` says whether what enters its matrix products is rounded too (8) or
+    not (16).
     Both compute with OpenMP, whose threads spin while they wait for each other unless told not to
     before they are loaded: on a machine with other work, fifty times slower for a small model.
     """
@@ -33,10 +37,12 @@ def open_engine(
         if artifact.kind is Kind.GGUF:
             from verify.engines.llama_cpp import LlamaCppEngine
 
-            return LlamaCppEngine(artifact.path, kv_type=kv_type)
+            return LlamaCppEngine(artifact.path, kv_type="float16" if kv_type == FP8 else kv_type)
         from verify.engines.transformers import TransformersEngine
 
-        return TransformersEngine(artifact.path, activation_bits=activation_bits)
+        return TransformersEngine(
+            artifact.path, activation_bits=activation_bits, fp8_cache=kv_type == FP8
+        )
     except ImportError as error:
         raise UnsupportedError(
             f"{error.name} is not installed; verify needs it: pip install 'hermes-quant[verify]'"

@@ -10,6 +10,7 @@ the tail, which is 1 minus what is named and not known below TAIL_FLOOR.
 
 from __future__ import annotations
 
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -20,13 +21,19 @@ SERVED_TOP = 20
 TAIL_FLOOR = 1e-6
 """Named log-probabilities are float32: what their sum leaves of 1 is rounding below this."""
 
+Row = Mapping[int, tuple[float, int]]
+"""Log-probability and rank, from 1, by id: the tokens that a server names at one place."""
+
 
 def read_prompt_logprobs(stated: Any, passage: Passage) -> Scored:
     """Raises ValueError if it is not what vLLM gives for this passage."""
     if not isinstance(stated, list) or len(stated) != len(passage.ids):
         raise ValueError("no prompt_logprobs, or not one a token")
-    rows = [_read_row(row) for row in stated[passage.start :]]
-    targets = passage.targets
+    return scored_from_rows([_read_row(row) for row in stated[passage.start :]], passage)
+
+
+def scored_from_rows(rows: Sequence[Row], passage: Passage) -> Scored:
+    """What a server named at each scored token, [P], as log-probabilities of the candidates."""
     picked = passage.candidates
     if picked is None:
         width = min(len(row) for row in rows)
@@ -41,11 +48,10 @@ def read_prompt_logprobs(stated: Any, passage: Passage) -> Scored:
     best_log_probs = np.array(
         [[row[i][0] for i in ids] for row, ids in zip(rows, best.tolist(), strict=True)]
     )
-    return Scored(targets, picked, log_probs, _log_tail(log_probs), best, best_log_probs)
+    return Scored(passage.targets, picked, log_probs, _log_tail(log_probs), best, best_log_probs)
 
 
-def _read_row(row: Any) -> dict[int, tuple[float, int]]:
-    """Log-probability and rank by id."""
+def _read_row(row: Any) -> Row:
     if not isinstance(row, dict) or len(row) < 2:
         raise ValueError("fewer than two tokens named at one place")
     try:
@@ -54,7 +60,7 @@ def _read_row(row: Any) -> dict[int, tuple[float, int]]:
         raise ValueError(f"a log-probability that cannot be read: {error}") from error
 
 
-def _two_best(row: dict[int, tuple[float, int]]) -> list[int]:
+def _two_best(row: Row) -> list[int]:
     return sorted(row, key=lambda i: row[i][1])[:2]
 
 

@@ -25,29 +25,39 @@ import contextlib
 import gc
 import io
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import torch
 import transformers
 
-from convert.errors import CheckpointError, UnsupportedError
-from verify.engines import LOG_PROBABILITIES, EngineInfo, Ids, OnProgress, by_length
+from convert.errors import CheckpointError
+from convert.model_spec import read_json_object
+from verify.engines import LOG_PROBABILITIES, EngineInfo, Ids, OnProgress, StatedScale, by_length
 from verify.engines.log_probabilities import ROWS_AT_ONCE, Passage, Reduction, Scored
+from verify.engines.rounded_activations import measure_activations, quantized_layers
+from verify.engines.static_scales import ScaleWatch, round_cache
 
 PLAIN = "float32"
-ROUNDED, UNROUNDED = "float8_e4m3, one scale a token (W8A8)", "float32, not rounded (W8A16)"
-ROUNDED_BY_STORED = "float8_e4m3, by stored scales (W8A8)"
+CACHE_BY_STORED, CACHE_BY_ONE = "float8_e4m3, stored scales", "float8_e4m3, scale 1.0"
 
 
 class TransformersEngine:
     """A folder's model in float32 on `device`."""
 
     def __init__(
-        self, folder: Path, *, device: str = "cpu", batch: int = 16, activation_bits: int = 8
+        self,
+        folder: Path,
+        *,
+        device: str = "cpu",
+        batch: int = 16,
+        activation_bits: int = 8,
+        fp8_cache: bool = False,
     ) -> None:
-        self._model = _load(folder, device)
-        quantized = _quantized_layers(self._model)
+        self._model, self._folder = _load(folder, device), folder
+        self._watch = ScaleWatch(self._model)
+        quantized = quantized_layers(self._model)
         rounded = activation_bits == 8
         for layer in quantized.values():
             setattr(layer, "quantization_enabled", rounded)  # noqa: B010  compressed-tensors' switch
@@ -55,8 +65,8 @@ class TransformersEngine:
             name="transformers",
             version=transformers.__version__,
             dtype="float32",
-            activations=_measure_activations(folder, quantized, rounded) if quantized else PLAIN,
-            kv_type="float8_e4m3, stored scales" if _rounds_cache(self._model) else "float32",
+            activations=measure_activations(folder, quantized, rounded) if quantized else PLAIN,
+            kv_type=_round_cache(self._model, fp8_cache),
             batch=batch,
             device=device,
             threads=torch.get_num_threads(),
@@ -141,14 +151,27 @@ class TransformersEngine:
         """The head is applied to scored tokens only, a few rows at a time: [B, T, V] never is."""
         ids, mask = _pad_left([passage.ids[:-1] for passage in passages], self.info.device)
         positions = (mask.cumsum(-1) - 1).clamp(min=0)
+        self._watch.mask = mask.bool()
         hidden = self._model.base_model(
             input_ids=ids, attention_mask=mask, position_ids=positions, use_cache=False
         ).last_hidden_state  # [B, T, hidden]
+        self._watch.mask = None
         head = self._model.get_output_embeddings()
         for row, (passage, reduction) in enumerate(zip(passages, reductions, strict=True)):
             count = len(passage.ids) - passage.start
             for rows in hidden[row, hidden.shape[1] - count :].split(ROWS_AT_ONCE):
                 reduction.add(head(rows).float().cpu().numpy())
+
+    def narrow(self) -> None:
+        """Compute in the 16 bits of the checkpoint; in bfloat16 if it has more."""
+        dtype = _stored_dtype(self._folder)
+        for parameter in self._model.parameters():  # not the buffers: rope stays in float32
+            parameter.data = parameter.data.to(dtype)
+        self.info = replace(self.info, dtype=str(dtype).removeprefix("torch."))
+
+    def stated_scales(self) -> tuple[StatedScale, ...]:
+        """What scored text sent through the scales that the folder fixes."""
+        return self._watch.found()
 
     def close(self) -> None:
         """Drop the model."""
@@ -182,61 +205,21 @@ def _load(folder: Path, device: str) -> Any:
     return model
 
 
-def _quantized_layers(model: Any) -> dict[str, torch.nn.Module]:
-    """Linear layers that compressed-tensors took over, by name."""
-    return {
-        name: module
-        for name, module in model.named_modules()
-        if isinstance(module, torch.nn.Linear)  # an attention whose KV cache is rounded is none
-        and getattr(module, "quantization_scheme", None) is not None
-    }
+def _stored_dtype(folder: Path) -> torch.dtype:
+    """float16 where config.json says so, else bfloat16."""
+    config = read_json_object(folder / "config.json")
+    stated = config.get("dtype", config.get("torch_dtype"))
+    return torch.float16 if stated == "float16" else torch.bfloat16
 
 
-def _rounds_cache(model: Any) -> bool:
-    """Whether keys and values are rounded to FP8, as a folder with a kv_cache_scheme asks for."""
-    return any(hasattr(module, "k_scale") for module in model.modules())
-
-
-@torch.inference_mode()
-def _measure_activations(
-    folder: Path, layers: dict[str, torch.nn.Module], wanted_rounded: bool
-) -> str:
-    """What enters the quantized layers, found by asking each for a product only one answer fits."""
-    static: Any = None
-    for name, layer in layers.items():
-        weight: Any = layer.weight
-        generator = torch.Generator().manual_seed(0)
-        x = torch.randn(1, 4, weight.shape[1], generator=generator).to(weight.device)
-        got = layer(x)
-        static = getattr(layer, "input_scale", None)
-        rounded_x = round_per_token(x) if static is None else round_by_scale(x, static)
-        rounded = torch.nn.functional.linear(rounded_x, weight)
-        plain = torch.nn.functional.linear(x, weight)
-        wanted = rounded if wanted_rounded else plain
-        if (got - wanted).abs().max() > 0.1 * (plain - rounded).abs().max():
-            raise UnsupportedError(
-                f"{folder}: {name} is not computed with activations "
-                f"{'rounded to FP8' if wanted_rounded else 'left alone'} by transformers "
-                f"{transformers.__version__} and compressed-tensors; a comparison would misstate"
-                " the error (only FP8_DYNAMIC and FP8 are computed with 8-bit activations here;"
-                " --activations 16 leaves them alone)"
-            )
-    if not wanted_rounded:
-        return UNROUNDED
-    return ROUNDED if static is None else ROUNDED_BY_STORED
-
-
-def round_per_token(x: torch.Tensor) -> torch.Tensor:
-    """Values as e4m3 with the scale absmax / 448 of their token holds them, in x's own dtype."""
-    scale = x.abs().amax(-1, keepdim=True) / 448
-    scale = torch.where(scale == 0, torch.ones_like(scale), scale)
-    return (x / scale).to(torch.float8_e4m3fn).to(x.dtype) * scale
-
-
-def round_by_scale(x: torch.Tensor, scale: torch.Tensor) -> torch.Tensor:
-    """Values as e4m3 with a scale fixed beforehand holds them; what lies beyond it is clipped."""
-    limit = torch.finfo(torch.float8_e4m3fn).max
-    return (x / scale).clamp(-limit, limit).to(torch.float8_e4m3fn).to(x.dtype) * scale
+def _round_cache(model: Any, wanted: bool) -> str:
+    """How keys and values are kept: a folder with a kv_cache_scheme rounds them unasked."""
+    if any(hasattr(module, "k_scale") for module in model.modules()):
+        return CACHE_BY_STORED
+    if not wanted:
+        return PLAIN
+    round_cache(model)
+    return CACHE_BY_ONE
 
 
 def _pad_left(prompts: list[Ids], device: str) -> tuple[torch.Tensor, torch.Tensor]:

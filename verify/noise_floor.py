@@ -1,0 +1,82 @@
+"""The noise floor: what the reference differs by from itself, and from itself in 16 bits.
+
+In: the reference's `TeacherForced`, whose first conversations were scored three times: in the batch
+of all (`scored`), each in a batch of its own (`alone`), and computed in 16 bits (`narrow`), which
+is how the checkpoint is served. Out: a `Floor`, and an Outcome.
+
+The order of additions depends on the batch, so one model gives two answers that differ in the last
+bits of float32. Sixteen bits keep 8 to 11 of a number's 24, and a server that computes in them is
+not broken: nothing can be asked of an artifact that the checkpoint itself does not do. The larger
+of the two divergences is therefore added to every limit on log-probabilities. Where it is above the
+gate's own limit, that limit is about rounding and not about the artifact: not enough evidence.
+
+Nats a token, the mean over the tokens of the conversations that were scored again.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+
+from verify.check import Number, Outcome, State, Verdict, finite
+from verify.distributions import kl_per_token
+from verify.engines.log_probabilities import Scored
+from verify.evidence import TeacherForced
+from verify.gate import Thresholds
+
+NAME = "noise_floor"
+
+
+@dataclass(frozen=True, slots=True)
+class Floor:
+    """Mean KL from itself in another batch, and in 16 bits; None where that was not measured."""
+
+    itself: float | None
+    narrow: float | None
+
+    @property
+    def nats(self) -> float:
+        """What is added to limits."""
+        return max(self.itself or 0.0, self.narrow or 0.0)
+
+
+def measure_floor(base: TeacherForced) -> Floor:
+    """The two divergences."""
+    return Floor(_mean_kl(base.scored, base.alone), _mean_kl(base.scored, base.narrow))
+
+
+def check_noise_floor(base: TeacherForced, asked: Thresholds) -> Outcome:
+    """Whether the gate's limit is one that this reference can be held to."""
+    floor = measure_floor(base)
+    state = State.PASS if floor.nats <= asked.kl else State.NOT_ENOUGH_EVIDENCE
+    reason = (
+        f"the reference differs by {_shown(floor.itself)} from itself in other batches, by"
+        f" {_shown(floor.narrow)} from itself in 16 bits; the gate's limit of {asked.kl:.4g} is"
+        f" {'above' if state is State.PASS else 'below'} that"
+    )
+    again = base.scored[: len(base.narrow)]
+    numbers: dict[str, Number] = {
+        "itself": finite(floor.itself),
+        "in_16_bits": finite(floor.narrow),
+        "floor": finite(floor.nats),
+        "limit": asked.kl,
+        "prompts": len(base.alone),
+        "tokens": sum(len(scored.targets) for scored in base.scored[: len(base.alone)]),
+        "same_top_in_16_bits": sum(map(_same_top, again, base.narrow)),
+    }
+    return Outcome(NAME, Verdict(state, reason, numbers))
+
+
+def _mean_kl(ours: Sequence[Scored], again: Sequence[Scored]) -> float | None:
+    kl = [kl_per_token(*pair) for pair in zip(ours, again, strict=False)]
+    return float(np.concatenate(kl).mean()) if kl else None
+
+
+def _same_top(ours: Scored, again: Scored) -> int:
+    return int(np.equal(ours.best[:, 0], again.best[:, 0]).sum())
+
+
+def _shown(value: float | None) -> str:
+    return "an unknown amount" if value is None else f"{value:.2g} nats"
