@@ -18,7 +18,7 @@ from convert.conversation import Conversation
 from convert.errors import HermesQuantError, InputError
 from convert.job import EDITED, tool_version
 from convert.rendering import Tokenizer
-from verify.abliteration.gate import GateReport
+from verify.abliteration.contents import GateReport
 from verify.abliteration.print_gate import card_text as removal_text
 from verify.release.card_table import artifact_table, rate_words, verified_rows
 from verify.release.gating_edited import pair_of

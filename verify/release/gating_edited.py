@@ -27,7 +27,8 @@ from convert.model import Model
 from convert.rendering import Tokenizer
 from convert.staging import hash_file
 from quantize.abliteration.edit_folder import EditFolder, read_edit
-from verify.abliteration.gate import PairReport, verify_abliteration
+from verify.abliteration.contents import PairReport
+from verify.abliteration.gate import verify_abliteration
 from verify.artifact import open_artifact
 from verify.behaviour import not_measured
 from verify.check import Outcome, State, Verdict, total_state
