@@ -6,10 +6,10 @@ Whatever the weights are stored in, float32 is what is computed in: it holds 16-
 so the reference has the weights' own precision and adds none of its own error. An FP8 folder is
 decompressed to what its codes stand for. With 8 bits for activations, compressed-tensors rounds
 what enters each quantized layer to e4m3, by one scale a token or by the stored `input_scale`, as
-vLLM does on hardware that has FP8 (W8A8); with 16 nothing is rounded, as vLLM does it on older
-hardware (W8A16), with about half the error. What is done has changed between versions of
-transformers, so it is measured when the engine is opened, and a folder that is computed otherwise
-is refused.
+vLLM does on hardware that has FP8 (W8A8), and to FP4 for NVFP4 (`activations.py`); with 16 nothing
+is rounded, as vLLM does it on older hardware (W8A16), with about half the error. What is done has
+changed between versions of transformers, so it is measured when the engine is opened, and a folder
+that is computed otherwise is refused.
 
 Decoding is our own greedy loop, because `generate` obeys the folder's generation_config.json
 (temperature, repetition penalty) and keeps finished rows in the batch to its end. Prompts are
@@ -33,11 +33,12 @@ import transformers
 
 from convert.errors import CheckpointError, UnsupportedError
 from verify.engines import LOG_PROBABILITIES, EngineInfo, Ids, OnProgress, by_length
+from verify.engines.activations import LEFT_ALONE, UNROUNDED, WEIGHTS_ONLY, rounding_of
+from verify.engines.fp4_weights import decompress_fp4
 from verify.engines.log_probabilities import ROWS_AT_ONCE, Passage, Reduction, Scored
 
 PLAIN = "float32"
-ROUNDED, UNROUNDED = "float8_e4m3, one scale a token (W8A8)", "float32, not rounded (W8A16)"
-ROUNDED_BY_STORED = "float8_e4m3, by stored scales (W8A8)"
+_FLOAT_NOISE = 1e-3
 
 
 class TransformersEngine:
@@ -174,6 +175,7 @@ def _load(folder: Path, device: str) -> Any:
             )
             if report["missing_keys"]:
                 raise ValueError(f"no weight for {sorted(report['missing_keys'])[0]}")
+            decompress_fp4(model)
             model = model.to(device).eval()
             with torch.inference_mode():  # the first call is what decompresses an FP8 model
                 model(input_ids=torch.zeros(1, 1, dtype=torch.long, device=device))
@@ -202,41 +204,30 @@ def _measure_activations(
     folder: Path, layers: dict[str, torch.nn.Module], wanted_rounded: bool
 ) -> str:
     """What enters the quantized layers, found by asking each for a product only one answer fits."""
-    static: Any = None
+    how = UNROUNDED
     for name, layer in layers.items():
+        rounding, how = rounding_of(layer)
         weight: Any = layer.weight
         generator = torch.Generator().manual_seed(0)
         x = torch.randn(1, 4, weight.shape[1], generator=generator).to(weight.device)
         got = layer(x)
-        static = getattr(layer, "input_scale", None)
-        rounded_x = round_per_token(x) if static is None else round_by_scale(x, static)
-        rounded = torch.nn.functional.linear(rounded_x, weight)
+        rounded = torch.nn.functional.linear(rounding(x), weight)
         plain = torch.nn.functional.linear(x, weight)
         wanted = rounded if wanted_rounded else plain
-        if (got - wanted).abs().max() > 0.1 * (plain - rounded).abs().max():
+        apart = (
+            plain.abs().max() * _FLOAT_NOISE
+            if how == WEIGHTS_ONLY
+            else (plain - rounded).abs().max()
+        )
+        if (got - wanted).abs().max() > 0.1 * apart:
+            done = "rounded as its scheme says" if wanted_rounded else "left alone"
             raise UnsupportedError(
-                f"{folder}: {name} is not computed with activations "
-                f"{'rounded to FP8' if wanted_rounded else 'left alone'} by transformers "
-                f"{transformers.__version__} and compressed-tensors; a comparison would misstate"
-                " the error (only FP8_DYNAMIC and FP8 are computed with 8-bit activations here;"
+                f"{folder}: {name} is not computed with activations {done} by transformers"
+                f" {transformers.__version__} and compressed-tensors; a comparison would misstate"
+                " the error (FP8_DYNAMIC, FP8 and NVFP4 are computed with rounded activations here;"
                 " --activations 16 leaves them alone)"
             )
-    if not wanted_rounded:
-        return UNROUNDED
-    return ROUNDED if static is None else ROUNDED_BY_STORED
-
-
-def round_per_token(x: torch.Tensor) -> torch.Tensor:
-    """Values as e4m3 with the scale absmax / 448 of their token holds them, in x's own dtype."""
-    scale = x.abs().amax(-1, keepdim=True) / 448
-    scale = torch.where(scale == 0, torch.ones_like(scale), scale)
-    return (x / scale).to(torch.float8_e4m3fn).to(x.dtype) * scale
-
-
-def round_by_scale(x: torch.Tensor, scale: torch.Tensor) -> torch.Tensor:
-    """Values as e4m3 with a scale fixed beforehand holds them; what lies beyond it is clipped."""
-    limit = torch.finfo(torch.float8_e4m3fn).max
-    return (x / scale).clamp(-limit, limit).to(torch.float8_e4m3fn).to(x.dtype) * scale
+    return how if wanted_rounded else LEFT_ALONE.get(how, UNROUNDED)
 
 
 def _pad_left(prompts: list[Ids], device: str) -> tuple[torch.Tensor, torch.Tensor]:
