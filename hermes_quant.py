@@ -115,7 +115,8 @@ def quantize(
             "--to",
             help="Q8_0, Q6_K, Q5_K_M, Q4_K_M, IQ4_XS, ... any llama.cpp type; BF16, F16, F32;"
             " FP8_DYNAMIC, FP8_BLOCK, FP8_TENSOR, W8A8, W8A16, W4A16, NVFP4A16, MXFP4, MXFP4A16;"
-            " FP8 (static, with --calibration); or a mixture of your own (FILE.yaml); repeatable.",
+            " with --calibration FP8 (static), W4A16_GPTQ, W4A16_AWQ, NVFP4; or a mixture of your"
+            " own (FILE.yaml); repeatable.",
         ),
     ] = None,
     fit_bytes: Annotated[

@@ -15,17 +15,20 @@ from pathlib import Path
 from typing import Any
 
 from convert.edited import EditedCheckpoint, Edits
+from convert.elsewhere import make_elsewhere
 from convert.errors import InputError
 from convert.memory import DEFAULT_MEMORY_BYTES, check_memory, working_memory_bytes
 from convert.model import FLOAT_FILE_TYPES, Model, open_model, plan_float
 from convert.plan import Plan, PlannedArtifact
-from convert.run import Result, disk_bytes, plan_edited, run
+from convert.run import Result, disk_bytes, plan_edited, run, split_finished
 from convert.tokenizer_lints import Lint
 from convert.workers import Progress
 
 EDITED = "abliterated"
 Planner = Callable[[Model, str], PlannedArtifact]
 """From a model and a target's name to a planned artifact."""
+Filler = Callable[[Model, PlannedArtifact, Path, Progress | None], Mapping[str, Any]]
+"""Computes an artifact's tensors into a folder; returns what its recipe is to say of that."""
 
 
 def planners(max_file_bytes: int | None = None) -> dict[str, Planner]:
@@ -97,10 +100,12 @@ def make(
     threads: int | None,
     on_progress: Progress | None,
     edits: Callable[[Model], Edits] | None = None,
+    elsewhere: Mapping[str, Filler] | None = None,
 ) -> Job:
     """Plan every target by its planner and run the plan over one read of the checkpoint.
 
-    `edits` are what the checkpoint is read through; the outputs' names then say so.
+    `edits` are what the checkpoint is read through; the outputs' names then say so. `elsewhere`
+    names targets that no run of ours computes; they are made after the others, one by one.
     """
     wanted = list(dict.fromkeys(targets))
     unknown = [target for target in wanted if target not in known]
@@ -126,16 +131,61 @@ def make(
         )
         if dry_run:
             return job
-        results = run(
-            plan,
-            opened.checkpoint,
+        results = _run(
+            opened,
+            plan.artifacts,
             out,
-            source=opened.source(),
+            elsewhere or {},
             recipe={"name": name, **recipe},
-            tool=tool_version(),
             force=force,
             threads=threads,
             memory_bytes=memory_bytes,
             on_progress=on_progress,
         )
         return replace(job, results=tuple(results))
+
+
+def _run(
+    model: Model,
+    planned: Sequence[PlannedArtifact],
+    out: Path,
+    elsewhere: Mapping[str, Filler],
+    *,
+    recipe: Mapping[str, Any],
+    force: bool,
+    threads: int | None,
+    memory_bytes: int,
+    on_progress: Progress | None,
+) -> list[Result]:
+    """Make all that is planned: what is computed elsewhere after the rest, if it is not there."""
+    ours = [artifact for artifact in planned if artifact.target not in elsewhere]
+    others = [artifact for artifact in planned if artifact.target in elsewhere]
+    done, todo = split_finished(others, model.checkpoint, tool_version(), out, force)
+    if ours:
+        made = run(
+            plan_edited(ours, model.checkpoint),
+            model.checkpoint,
+            out,
+            source=model.source(),
+            recipe=recipe,
+            tool=tool_version(),
+            force=force,
+            threads=threads,
+            memory_bytes=memory_bytes,
+            on_progress=on_progress,
+        )
+        done |= {result.artifact.name: result for result in made}
+    for artifact in todo:
+        fill = partial(elsewhere[artifact.target], model, artifact, on_progress=on_progress)
+        done[artifact.name] = make_elsewhere(
+            artifact,
+            model.checkpoint,
+            out,
+            fill,
+            source=model.source(),
+            recipe=recipe,
+            tool=tool_version(),
+            threads=threads or os.cpu_count() or 1,
+            on_progress=on_progress,
+        )
+    return [done[artifact.name] for artifact in planned]

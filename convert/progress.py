@@ -37,7 +37,8 @@ def bytes_bar(*, quiet: bool) -> Iterator[Progress | None]:
         TransferSpeedColumn(),
         TimeRemainingColumn(),
     )
-    with Bar(*columns, console=Console(stderr=True), transient=True) as bar:
+    # this stderr: the bar goes on while a library that chatters has another
+    with Bar(*columns, console=Console(file=sys.stderr), transient=True) as bar:
         task = bar.add_task("reading", total=None)
         last = (0, 0)
 

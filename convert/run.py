@@ -116,6 +116,18 @@ def run(
     return [done[artifact.name] for artifact in plan.artifacts]
 
 
+def split_finished(
+    planned: Sequence[PlannedArtifact], checkpoint: Checkpoint, tool: str, out: Path, force: bool
+) -> tuple[dict[str, Result], list[PlannedArtifact]]:
+    """What lies there complete and is kept, by name, and what is to be made.
+
+    Raises OutputError where something else has the name and `force` is not set.
+    """
+    bound = [(one, _binding(one, checkpoint, tool)) for one in planned]
+    done, todo = _split_finished(bound, out, force)
+    return done, [one for one, _ in todo]
+
+
 def _binding(planned: PlannedArtifact, checkpoint: Checkpoint, tool: str) -> Binding:
     return Binding(tool, checkpoint.fingerprint(), planned.fingerprint(checkpoint, tool))
 

@@ -32,6 +32,7 @@ from quantize.calibration import (
     IMATRIX,
     RECORD,
     SCHEMA_VERSION,
+    TOKENS,
     Calibration,
     model_digest,
     read_calibration,
@@ -168,7 +169,7 @@ def _module(tensor: Tensor) -> str:
 def _write(
     staging: Path, tensors: Sequence[Tensor], text: CalibrationText, statistics: Statistics
 ) -> tuple[str, ...]:
-    """Write the two files into the staging folder; their names."""
+    """Write the files into the staging folder; their names."""
     matrices = [tensor for tensor in tensors if _is_matrix(tensor)]
     leaders = {_leader(tensor): _module(tensor) for tensor in matrices if _is_leader(tensor)}
     sums: dict[str, list[NDArray[np.float64]]] = {}
@@ -197,7 +198,8 @@ def _write(
         "values": [statistics.values[layer] for layer in layers],
     }
     (staging / ACTIVATIONS).write_text(json.dumps(maxima, indent=1) + "\n")
-    return IMATRIX, ACTIVATIONS
+    np.save(staging / TOKENS, np.array(text.chunks, dtype=np.int32))
+    return IMATRIX, ACTIVATIONS, TOKENS
 
 
 def _publish(staging: Path, out: Path, names: Sequence[str]) -> None:

@@ -3,7 +3,8 @@
     CAL/imatrix.gguf       importance of every matrix's columns, as llama-imatrix writes it
     CAL/activations.json   largest magnitudes: {"inputs": {module: a}, "keys": [a, one a layer],
                            "values": [a, one a layer]}
-    CAL/calibration.json   which model, which text, how it was computed, sha256 of the two others
+    CAL/tokens.npy         the text: int32 (chunks, tokens of a chunk)
+    CAL/calibration.json   which model, which text, how it was computed, sha256 of the others
 
 `calibration.json` is written last, so a folder that has one that matches is complete. `model` in it
 is a digest of the architecture and every tensor's name and shape: a calibration serves the model it
@@ -19,13 +20,17 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+
 from convert.checkpoint import Checkpoint
 from convert.errors import CheckpointError, InputError
 from convert.model_spec import read_json_object
 from convert.staging import hash_file
 from convert.tensor import TensorInfo
+from quantize.calibration_text import CalibrationText
 
 RECORD, IMATRIX, ACTIVATIONS = "calibration.json", "imatrix.gguf", "activations.json"
+TOKENS = "tokens.npy"
 SCHEMA_VERSION = 1
 
 
@@ -48,6 +53,21 @@ class Calibration:
     def sha256(self) -> str:
         """What identifies it in a recipe: the digest of the magnitudes."""
         return str(self.record["files"][ACTIVATIONS])
+
+    def text(self) -> CalibrationText:
+        """The tokens it was made over."""
+        data = self.record["data"]
+        try:
+            chunks = np.load(self.folder / TOKENS, allow_pickle=False)
+            return CalibrationText(
+                str(data["name"]),
+                str(data["sha256"]),
+                int(data["conversations"]),
+                int(data["chunk_tokens"]),
+                tuple(tuple(map(int, chunk)) for chunk in chunks),
+            )
+        except (OSError, ValueError, KeyError, TypeError) as error:
+            raise InputError(f"{self.folder / TOKENS}: cannot be read: {error}") from error
 
     def input_absmax(self, module: str) -> float:
         """The largest magnitude that entered a matrix; InputError where no token ever did."""
@@ -77,7 +97,7 @@ def read_calibration(folder: Path) -> Calibration:
             )
         if not isinstance(record["model"]["digest"], str):
             raise ValueError("model.digest is no text")
-        for name in (IMATRIX, ACTIVATIONS):
+        for name in (IMATRIX, ACTIVATIONS, TOKENS):
             if hash_file(folder / name) != record["files"][name]:
                 raise InputError(f"{folder / name}: not the file that {RECORD} describes")
         found = read_json_object(folder / ACTIVATIONS)

@@ -14,6 +14,7 @@ where no file is given, and is never used to measure anything.
 from __future__ import annotations
 
 import hashlib
+import json
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -40,6 +41,11 @@ class CalibrationText:
     def tokens(self) -> int:
         """Tokens in all chunks."""
         return len(self.chunks) * self.chunk_tokens
+
+    @property
+    def ids_sha256(self) -> str:
+        """Digest of the ids, chunk by chunk."""
+        return hashlib.sha256(json.dumps(self.chunks).encode()).hexdigest()
 
 
 def read_calibration_text(

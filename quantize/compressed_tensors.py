@@ -9,7 +9,9 @@ cannot load.
 
 `TARGETS` has one row for each scheme: its preset in compressed-tensors' words. `FP8_TENSOR` has no
 preset; it is what passing such a scheme by hand gives. Schemes in `CALIBRATED` need what a
-calibration found out about activations, and are what llm-compressor's `oneshot` writes.
+calibration found out about activations, and are what llm-compressor's `oneshot` writes. Those in
+`ONESHOT` need the text of a calibration, and `oneshot` itself computes them (`oneshot_folders.py`):
+a row says what it will have stored. A method is named behind its scheme, as in W4A16_GPTQ.
 """
 
 from __future__ import annotations
@@ -28,6 +30,7 @@ from convert.model_spec import read_json_object
 from convert.output_tensor import OutputTensor, Scheme, Source
 from convert.plan import PlacedTensor, PlannedArtifact, PlannedFile
 from convert.safetensors import Layout, StoredTensor, layout
+from quantize.by_oneshot import by_oneshot
 from quantize.fp4 import MXFP4_GROUP, NVFP4_GROUP, Mxfp4, Nvfp4
 from quantize.scaled import BLOCK, Scaled, Shape
 from quantize.static_scales import NO_SCALES, StaticScales
@@ -141,7 +144,33 @@ CALIBRATED: dict[str, Target] = {
         preset="group_0",
     ),
 }
-KNOWN = {**TARGETS, **CALIBRATED}
+_BY_MINMAX: dict[str, Any] = {"observer": "memoryless_minmax"}
+_INT4 = _arguments("group", group_size=INT4_GROUP, num_bits=4, type="int", **_BY_MINMAX)
+_NVFP4 = _arguments("tensor_group", group_size=NVFP4_GROUP, scale_dtype=_E4M3, **_FLOAT4)
+_PACKED4 = partial(Scaled, code="INT4", unit="group", group_size=INT4_GROUP, packed=True)
+ONESHOT: dict[str, Target] = {
+    "W4A16_GPTQ": Target(
+        partial(by_oneshot, layout=_PACKED4),
+        "pack-quantized",
+        {**_INT4, "actorder": "static"},
+        columns=INT4_GROUP,
+    ),
+    "W4A16_AWQ": Target(
+        partial(by_oneshot, layout=_PACKED4, zero_points=True),
+        "pack-quantized",
+        {**_INT4, "symmetric": False, "zp_dtype": "torch.int8"},
+        columns=INT4_GROUP,
+    ),
+    "NVFP4": Target(
+        partial(by_oneshot, layout=Nvfp4),
+        "nvfp4-pack-quantized",
+        {**_NVFP4, **_BY_MINMAX},
+        {**_NVFP4, "dynamic": "local", "observer": "static_minmax"},
+        columns=NVFP4_GROUP,
+        fused=True,
+    ),
+}
+KNOWN = {**TARGETS, **CALIBRATED, **ONESHOT}
 _CACHE8 = _arguments("tensor", observer="static_minmax", **_FLOAT8)
 
 
@@ -210,6 +239,9 @@ def _outputs(tensor: Tensor, target: str, numerics: str) -> list[OutputTensor]:
     if row.format == "pack-quantized":
         sizes = tuple(float(size) for size in info.shape)
         outputs.append(OutputTensor(info.name, (2,), "F32", Shape(), computed=sizes))
+    if row.inputs and row.inputs["dynamic"] == "local":  # a scale a group, under one fixed for all
+        module = info.name.removesuffix(".weight")
+        outputs.append(OutputTensor(f"{module}.input_global_scale", (1,), "F32", Cast("F32")))
     return outputs
 
 
@@ -251,5 +283,5 @@ def quantization_config(target: str, *, kv_cache: bool = False) -> dict[str, Any
         "quantization_status": "compressed",
         "transform_config": {},
         "version": FORMAT_VERSION,
-        **({"sparsity_config": {}} if target in CALIBRATED else {}),
+        **({} if target in TARGETS else {"sparsity_config": {}}),
     }

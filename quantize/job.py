@@ -23,14 +23,17 @@ from quantize.abliteration.edit_folder import read_edit
 from quantize.calibrate import calibrate
 from quantize.calibration import Calibration, check_model, read_calibration
 from quantize.choice import NO_OVERRIDES, Overrides
-from quantize.compressed_tensors import CALIBRATED, KNOWN, plan_compressed
+from quantize.compressed_tensors import CALIBRATED, KNOWN, ONESHOT, plan_compressed
 from quantize.gguf_targets import Options, plan_mixture, plan_own_mixture, plan_size_target
 from quantize.importance import read_importance
 from quantize.mixture_table import MIXTURES
+from quantize.oneshot_folders import OneshotFolders
 from quantize.own_mixture import SUFFIXES, read_own_mixture
 from quantize.scaled import NUMERICS
 from quantize.size_target import SizeTarget
 from quantize.static_scales import StaticScales
+
+JSONL = ".jsonl"
 
 
 def plan_folder(
@@ -59,11 +62,14 @@ def planners(
     numerics: str = NUMERICS[0],
     calibration: Calibration | None = None,
     kv_cache: bool = False,
+    oneshot: OneshotFolders | None = None,
 ) -> dict[str, Planner]:
-    """Every target by name."""
+    """Every target by name; `oneshot` has the text of one that llm-compressor computes."""
     folder = partial(plan_folder, numerics=numerics, calibration=calibration, kv_cache=kv_cache)
+    oneshot = oneshot or OneshotFolders(calibration, kv_cache=kv_cache)
     return {
         **dict.fromkeys(KNOWN, folder),
+        **dict.fromkeys(ONESHOT, oneshot.plan),
         **dict.fromkeys(MIXTURES, partial(plan_mixture, options=options)),
         **job.planners(options.max_file_bytes),
         checkpoint_copy.TARGET: checkpoint_copy.plan_copy,
@@ -99,16 +105,29 @@ def quantize(
     `abliterate` is an EDIT folder: its edits are made before any target is encoded.
     `calibration` is a folder that `calibrate` made, or a file of conversations, which is calibrated
     with into `out/calibration` first; it gives the imatrix unless `imatrix` does, the input scales
-    of FP8, and with `kv_cache` the scales of an FP8 KV cache in every folder for vLLM.
+    of FP8, the text of the schemes that llm-compressor computes, and with `kv_cache` the scales of
+    an FP8 KV cache in every folder for vLLM.
     `numerics` is the profile of the compressed-tensors schemes (`scaled.py`).
     """
     if numerics not in NUMERICS:
         raise InputError(f"unknown numerics {numerics!r}; --numerics takes {', '.join(NUMERICS)}")
-    found = _calibration(model, calibration, out, dry_run=dry_run, force=force)
+    by_oneshot = [target for target in targets if target in ONESHOT]
+    if by_oneshot and numerics != NUMERICS[0]:
+        raise InputError(
+            f"--numerics {numerics} is not for {by_oneshot[0]}, which llm-compressor computes; make"
+            " it in a command of its own"
+        )
+    only_text = len(by_oneshot) == len(targets) > 0 and not (fit_bytes or bits_per_weight)
+    data = calibration if calibration and calibration.suffix == JSONL else None
+    if data is not None and only_text and not kv_cache:
+        found = None  # only its text is wanted, and no pass over it
+    else:
+        found = _calibration(model, calibration, out, dry_run=dry_run, force=force)
     weights = imatrix or (found.imatrix if found else None)
     importance = read_importance(weights) if weights else None
     options = Options(importance, overrides, max_file_bytes)
-    known, wanted = planners(options, numerics, found, kv_cache), []
+    oneshot = OneshotFolders(found, data, kv_cache=kv_cache)
+    known, wanted = planners(options, numerics, found, kv_cache, oneshot), []
     if kv_cache and not KNOWN.keys() & set(targets):
         raise InputError(f"--kv-cache-fp8 is for folders for vLLM; --to none of {', '.join(KNOWN)}")
     for target in targets:
@@ -144,6 +163,7 @@ def quantize(
         threads=threads,
         on_progress=on_progress,
         edits=read_edit(abliterate).edits_of if abliterate else None,
+        elsewhere=dict.fromkeys(ONESHOT, oneshot.fill),
     )
 
 
@@ -153,7 +173,7 @@ def _calibration(
     """The calibration that was asked for; made first where conversations were given."""
     if given is None:
         return None
-    if given.suffix != ".jsonl":
+    if given.suffix != JSONL:
         return read_calibration(given)
     if dry_run:
         raise InputError(f"{given}: a dry run calibrates nothing; pass a calibration's folder")

@@ -31,7 +31,7 @@ from convert.gguf_plan import GGUFOutput
 from convert.model import FLOAT_FILE_TYPES
 from convert.yaml_file import read_yaml
 from quantize.choice import NO_OVERRIDES, Choice, Overrides, fit, override, parse_type
-from quantize.compressed_tensors import TARGETS
+from quantize.compressed_tensors import KNOWN
 from quantize.mixture_table import MIXTURES
 from quantize.size_target import SIZE_PREFIXES
 
@@ -94,7 +94,7 @@ class OwnMixture(BaseModel):
 
     @model_validator(mode="after")
     def _has_its_own_name(self) -> OwnMixture:
-        taken = self.name in (*MIXTURES, *FLOAT_FILE_TYPES, *TARGETS)
+        taken = self.name in (*MIXTURES, *FLOAT_FILE_TYPES, *KNOWN)
         if taken or self.name.startswith(SIZE_PREFIXES):  # one of two targets would be dropped
             raise ValueError(f"name: {self.name} is another target's; choose another")
         return self

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from convert.terminal import console, print_json, printable
-from quantize.calibration import ACTIVATIONS, IMATRIX, Calibration
+from quantize.calibration import ACTIVATIONS, IMATRIX, TOKENS, Calibration
 
 
 def print_calibration(calibration: Calibration, *, as_json: bool) -> None:
@@ -18,3 +18,4 @@ def print_calibration(calibration: Calibration, *, as_json: bool) -> None:
     )
     stdout.print(f"{calibration.folder / IMATRIX}: {len(calibration.inputs)} matrices")
     stdout.print(f"{calibration.folder / ACTIVATIONS}: {len(calibration.keys)} layers")
+    stdout.print(f"{calibration.folder / TOKENS}: the text, as ids")

@@ -16,8 +16,8 @@ import pytest
 ROOT = Path(__file__).parents[1]
 ROOMS = ("convert", "quantize", "verify")
 DOORS = {
-    "torch": ("quantize/activations/", "verify/engines/"),
-    "transformers": ("quantize/activations/", "verify/engines/"),
+    "torch": ("quantize/activations/", "quantize/calibrated.py", "verify/engines/"),
+    "transformers": ("quantize/activations/", "quantize/calibrated.py", "verify/engines/"),
     "llama_cpp": ("verify/engines/",),  # quantize/ggml.py opens its library without importing it
     "llmcompressor": ("quantize/calibrated.py",),
     "compressed_tensors": ("quantize/calibrated.py", "verify/engines/"),

@@ -156,7 +156,8 @@ def _scheme_name(config: dict[str, Any]) -> str:
         return Kind.COMPRESSED.value
     ((name, group),) = groups.items()
     if isinstance(group, dict):
-        for target in KNOWN:
+        first = [str(name)] if name in KNOWN else []  # our names tell GPTQ from W4A16
+        for target in [*first, *KNOWN]:
             ours = next(iter(quantization_config(target)["config_groups"].values()))
             if all(_same_arguments(group.get(key), ours[key]) for key in _ARGUMENTS):
                 return target

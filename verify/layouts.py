@@ -138,7 +138,7 @@ def parts_of(group: Group, shape: tuple[int, int]) -> tuple[Part, ...]:
         required = group.static_input
         found.append(Part("input_scale", SOURCE_DTYPES, _ONE, required=required))
     if group.format == "nvfp4-pack-quantized":
-        found.append(Part("input_global_scale", ("F32",), _ONE, required=False))
+        found.append(Part("input_global_scale", ("F32",), _ONE, required=group.local_input))
     return tuple(found)
 
 

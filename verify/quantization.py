@@ -51,7 +51,10 @@ def role_of(module: str) -> Role:
 
 @dataclass(frozen=True, slots=True)
 class Group:
-    """How the modules of one config group are stored."""
+    """How the modules of one config group are stored.
+
+    `local_input`: inputs get scales as they come, under a stored one for all of them (NVFP4).
+    """
 
     name: str
     targets: tuple[str, ...]
@@ -62,6 +65,7 @@ class Group:
     block: tuple[int, int]
     symmetric: bool
     static_input: bool
+    local_input: bool = False
 
     @property
     def scheme(self) -> tuple[str, str]:
@@ -161,6 +165,7 @@ def _group(name: str, entry: Mapping[str, Any], weights: Mapping[str, Any], top:
         block=_block(weights.get("block_structure")),
         symmetric=weights.get("symmetric") is not False,
         static_input=isinstance(inputs, dict) and inputs.get("dynamic") is False,
+        local_input=isinstance(inputs, dict) and inputs.get("dynamic") == "local",
     )
 
 

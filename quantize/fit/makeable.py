@@ -22,7 +22,7 @@ from convert.families.rules import Rule
 from convert.model import Model
 from convert.model_spec import ModelSpec
 from convert.tensor import TensorInfo
-from quantize.compressed_tensors import CALIBRATED
+from quantize.compressed_tensors import CALIBRATED, ONESHOT
 from quantize.fit.candidate import Candidate, from_plan
 from quantize.gguf_targets import Options
 from quantize.importance import ImportanceFile
@@ -38,7 +38,7 @@ def makeable(
     """Every target (or those named) as a candidate, and a line for each that cannot be planned.
 
     Targets that need a calibration cannot be planned here, which is said only where they are named
-    (FP8_TENSOR has the size of FP8).
+    (FP8_TENSOR has the size of FP8, W4A16 that of W4A16_GPTQ).
     `shards_known` says whether the shards are the checkpoint's: a folder has as many headers.
     """
     plain = planners(Options())
@@ -47,7 +47,8 @@ def makeable(
     exact = _has_vocabulary(model)
     weighted = planners(Options(importance=_ones(model)))
     found, left_out = [], []
-    for target in targets or [target for target in plain if target not in CALIBRATED]:
+    need_more = {*CALIBRATED, *ONESHOT}
+    for target in targets or [target for target in plain if target not in need_more]:
         try:
             planned = plain[target](model, target)
             found.append(from_plan(planned, exact=shards_known if planned.is_folder else exact))

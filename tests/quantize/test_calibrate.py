@@ -179,7 +179,7 @@ def test_a_stopped_run_goes_on_with_the_next_layer(
     assert layers == [0, 0, 1, 1, 1]
     assert again.record["files"] == whole.record["files"]
     assert sorted(p.name for p in again.folder.iterdir()) == sorted(
-        ["activations.json", "calibration.json", "imatrix.gguf"]
+        ["activations.json", "calibration.json", "imatrix.gguf", "tokens.npy"]
     )
 
 
@@ -242,7 +242,7 @@ def test_the_command_says_what_was_run_and_where_it_is(tmp_path: Path) -> None:
     again = invoke(*words, "--chunk-tokens", "32", "--json")
     record = json.loads(again.stdout)
     assert record["data"]["tokens"] == 224
-    assert record["files"].keys() == {"imatrix.gguf", "activations.json"}
+    assert record["files"].keys() == {"imatrix.gguf", "activations.json", "tokens.npy"}
     assert str(tmp_path) not in (tmp_path / "cal" / "calibration.json").read_text()
     other = invoke(*words, "--chunk-tokens", "16")
     assert other.exit_code == 2

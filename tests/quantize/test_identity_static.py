@@ -3,16 +3,12 @@
 from __future__ import annotations
 
 import json
-import shutil
-from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
 import transformers
-from safetensors import safe_open
-from safetensors.torch import save_file
 
 from convert.errors import InputError
 from quantize.calibrate import calibrate
@@ -20,10 +16,10 @@ from quantize.calibration import Calibration
 from quantize.calibration_text import BUNDLED, read_calibration_text
 from quantize.job import quantize
 from tests.miniature import change_json, write_checkpoint
+from tests.quantize.nano import NANO, tensors, write_conversations, write_nano_in_float32
 from verify.lint.finding import Severity
 from verify.lint.lint import lint
 
-NANO = Path(__file__).parents[2] / "examples" / "hermes-nano"
 CACHE = {
     "num_bits": 8,
     "type": "float",
@@ -36,21 +32,12 @@ CACHE = {
 
 @pytest.fixture(scope="module")
 def data(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A dozen of the bundled conversations."""
-    path = tmp_path_factory.mktemp("data") / "few.jsonl"
-    path.write_text("\n".join(BUNDLED.read_text().split("\n")[:60:5]))
-    return path
+    return write_conversations(tmp_path_factory.mktemp("data") / "few.jsonl", 5)
 
 
 @pytest.fixture(scope="module")
 def source(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """hermes-nano in float32: in bf16, maxima depend on which attention kernel rounds how."""
-    folder = tmp_path_factory.mktemp("source")
-    for file in NANO.glob("*.json"):
-        shutil.copyfile(file, folder / file.name)
-    change_json(folder / "config.json", torch_dtype="float32")
-    save_file({n: t.float() for n, t in tensors(NANO)}, folder / "model.safetensors")
-    return folder
+    return write_nano_in_float32(tmp_path_factory.mktemp("source"))
 
 
 @pytest.fixture(scope="module")
@@ -93,11 +80,6 @@ def theirs(tmp_path_factory: pytest.TempPathFactory, source: Path, data: Path) -
     )
     model.save_pretrained(out, save_compressed=True)
     return out
-
-
-def tensors(folder: Path) -> Iterator[tuple[str, torch.Tensor]]:
-    with safe_open(folder / "model.safetensors", "pt") as file:
-        yield from ((name, file.get_tensor(name)) for name in file.keys())  # noqa: SIM118
 
 
 def test_weights_and_scales_are_those_of_the_peer(ours: Path, theirs: Path) -> None:
@@ -190,7 +172,7 @@ def test_a_calibration_of_another_model_is_refused(
 def test_a_calibration_whose_files_were_changed_is_refused(
     tmp_path: Path, calibration: Calibration
 ) -> None:
-    for name in ("imatrix.gguf", "activations.json", "calibration.json"):
+    for name in ("imatrix.gguf", "activations.json", "tokens.npy", "calibration.json"):
         (tmp_path / name).write_bytes((calibration.folder / name).read_bytes())
     change_json(tmp_path / "activations.json", keys=[1.0])
     with pytest.raises(InputError, match=r"not the file that calibration\.json describes"):

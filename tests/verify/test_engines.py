@@ -19,11 +19,11 @@ from quantize.calibrate import calibrate
 from quantize.job import quantize
 from verify.artifact import open_artifact
 from verify.engines import by_length
+from verify.engines.activations import ROUNDED_BY_STORED, round_per_token
 from verify.engines.llama_cpp import LlamaCppEngine
 from verify.engines.llama_model import LlamaVocabulary
 from verify.engines.log_probabilities import Passage
 from verify.engines.opening import open_engine
-from verify.engines.rounded_activations import ROUNDED_BY_STORED, round_per_token
 from verify.engines.scripted import ScriptedEngine
 from verify.engines.static_scales import round_by_scale
 from verify.engines.transformers import CACHE_BY_ONE, TransformersEngine
@@ -320,5 +320,7 @@ def test_fp8_with_activations_left_alone_is_refused_unless_asked_for(
     engine = open_engine(open_artifact(folder), activation_bits=16)
     assert "W8A16" in engine.info.activations
     engine.close()
-    with pytest.raises(UnsupportedError, match="not computed with activations rounded to FP8"):
+    with pytest.raises(
+        UnsupportedError, match="not computed with activations rounded as its scheme says"
+    ):
         TransformersEngine(folder)

@@ -8,7 +8,7 @@ import pytest
 import yaml
 
 from convert.errors import InputError
-from quantize.compressed_tensors import TARGETS
+from quantize.compressed_tensors import KNOWN
 from tests.command import invoke
 from tests.verify.damage import rewrite_gguf
 from tests.verify.test_verify import write_gate, write_suite
@@ -39,7 +39,7 @@ def test_eight_bits_are_held_to_one_point(name: str) -> None:
 
 def test_every_type_that_can_be_made_for_vllm_has_a_class_of_its_own() -> None:
     listed = {name for asked in read_gate(None).classes for name in asked.types}
-    assert set(TARGETS) <= listed
+    assert set(KNOWN) <= listed
 
 
 def test_the_gate_among_the_prompts_of_the_reference_wins_over_the_defaults() -> None:

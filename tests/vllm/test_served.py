@@ -16,7 +16,7 @@ import pytest
 
 from convert import checkpoint_copy
 from convert.model import FLOAT_FILE_TYPES
-from quantize.compressed_tensors import CALIBRATED
+from quantize.compressed_tensors import CALIBRATED, ONESHOT
 from quantize.gguf_targets import Options
 from quantize.job import planners, quantize
 from quantize.mixture_table import MIXTURES
@@ -74,7 +74,7 @@ SCHEMES = {
 
 def folder_targets() -> set[str]:
     """Targets that are folders for vLLM and need no calibration, by the tool's own list."""
-    others = {*MIXTURES, *FLOAT_FILE_TYPES, *CALIBRATED, checkpoint_copy.TARGET}
+    others = {*MIXTURES, *FLOAT_FILE_TYPES, *CALIBRATED, *ONESHOT, checkpoint_copy.TARGET}
     return planners(Options()).keys() - others
 
 

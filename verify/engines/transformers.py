@@ -6,10 +6,10 @@ Whatever the weights are stored in, float32 is what is computed in: it holds 16-
 so the reference has the weights' own precision and adds none of its own error. An FP8 folder is
 decompressed to what its codes stand for. With 8 bits for activations, compressed-tensors rounds
 what enters each quantized layer to e4m3, by one scale a token or by the stored `input_scale`, as
-vLLM does on hardware that has FP8 (W8A8); with 16 nothing is rounded, as vLLM does it on older
-hardware (W8A16), with about half the error. What is done has changed between versions of
-transformers, so it is measured when the engine is opened, and a folder that is computed otherwise
-is refused.
+vLLM does on hardware that has FP8 (W8A8), and to FP4 for NVFP4 (`activations.py`); with 16 nothing
+is rounded, as vLLM does it on older hardware (W8A16), with about half the error. What is done has
+changed between versions of transformers, so it is measured when the engine is opened, and a folder
+that is computed otherwise is refused.
 
 Decoding is our own greedy loop, because `generate` obeys the folder's generation_config.json
 (temperature, repetition penalty) and keeps finished rows in the batch to its end. Prompts are
@@ -35,6 +35,7 @@ import transformers
 from convert.errors import CheckpointError
 from convert.model_spec import read_json_object
 from verify.engines import LOG_PROBABILITIES, EngineInfo, Ids, OnProgress, StatedScale, by_length
+from verify.engines.fp4_weights import decompress_fp4
 from verify.engines.log_probabilities import ROWS_AT_ONCE, Passage, Reduction, Scored
 from verify.engines.rounded_activations import measure_activations, quantized_layers
 from verify.engines.static_scales import ScaleWatch, round_cache
@@ -197,6 +198,7 @@ def _load(folder: Path, device: str) -> Any:
             )
             if report["missing_keys"]:
                 raise ValueError(f"no weight for {sorted(report['missing_keys'])[0]}")
+            decompress_fp4(model)
             model = model.to(device).eval()
             with torch.inference_mode():  # the first call is what decompresses an FP8 model
                 model(input_ids=torch.zeros(1, 1, dtype=torch.long, device=device))

@@ -23,7 +23,6 @@ from typing import Any
 from convert.errors import InputError, OutputError
 from convert.job import tool_version
 from convert.staging import hash_file
-from quantize.compressed_tensors import TARGETS
 from verify.release import leaks, signing
 from verify.release.card import CARD_NAME, CardFacts, card_text
 from verify.release.gating import Gated, joined
@@ -86,7 +85,7 @@ def _assemble(contents: Contents, work: Work, out: Path) -> bool:
     groups: dict[str, list[Placed]] = {}
     for gated, fit in contents.passed:
         name = repository_of(contents.read, gated)
-        alone = gated.made.artifact.target in TARGETS and name == gated.made.artifact.name
+        alone = gated.made.planned.is_folder and name == gated.made.artifact.name
         path = "." if alone else gated.made.artifact.name
         groups.setdefault(name, []).append(Placed(gated, path, fit))
     created = datetime.now(UTC).isoformat(timespec="seconds")
