@@ -176,7 +176,11 @@ def _run(
         )
         done |= {result.artifact.name: result for result in made}
     for artifact in todo:
-        fill = partial(elsewhere[artifact.target], model, artifact, on_progress=on_progress)
+        filler = elsewhere[artifact.target]
+
+        def fill(folder: Path, artifact: PlannedArtifact = artifact, by: Filler = filler) -> Any:
+            return by(model, artifact, folder, on_progress)
+
         done[artifact.name] = make_elsewhere(
             artifact,
             model.checkpoint,

@@ -64,12 +64,13 @@ def run_oneshot(
         import torch
         import transformers
         from datasets import Dataset
-        from llmcompressor import oneshot
+        from llmcompressor import entrypoints
         from llmcompressor.core import reset_session
 
         rows = [{"input_ids": list(ids), "attention_mask": [1] * len(ids)} for ids in chunks]
-        auto: Any = transformers.AutoModelForCausalLM
-        model = auto.from_pretrained(
+        library: Any = transformers
+        compressor: Any = entrypoints
+        model = library.AutoModelForCausalLM.from_pretrained(
             str(checkpoint),
             dtype=getattr(torch, _DTYPES[dtype]),
             local_files_only=True,
@@ -79,7 +80,7 @@ def run_oneshot(
         _report(model, 2 * len(rows), on_progress)
         try:
             with _nothing_pinned_in_vain():
-                oneshot(
+                compressor.oneshot(
                     model=model,
                     dataset=Dataset.from_list(rows),
                     recipe=_modifiers(target),
@@ -88,10 +89,10 @@ def run_oneshot(
                     shuffle_calibration_samples=False,  # the order of float sums is the chunks'
                 )
             # transformers refuses to save settings that contradict each other; ours are a copy
-            model.generation_config = transformers.GenerationConfig()
+            model.generation_config = library.GenerationConfig()
             model.save_pretrained(out, save_compressed=True, max_shard_size=_SHARD_BYTES)
         finally:
-            reset_session()
+            reset_session()  # type: ignore[no-untyped-call]
             del model
             gc.collect()
         device = torch.cuda.get_device_name() if torch.cuda.is_available() else "cpu"
