@@ -58,7 +58,7 @@ class Point:
     """What was measured of one subject, right or wrong, to be drawn; None for no finite number."""
 
     subject: str
-    values: Mapping[str, float | None]
+    values: Mapping[str, int | float | None]
 
 
 @dataclass(frozen=True, slots=True)
