@@ -13,7 +13,7 @@ without it takes that over and puts the release together.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -98,20 +98,13 @@ def build(
         )
         gated = _gate_all(shared, made, edit)
         quarantine(out, gated)
-        passed = [one for one in gated if one.passed]
+        put_together = not left_out and any(one.passed for one in gated)
         new = False
-        if not left_out and passed:
-            inputs = {
-                **asked,
-                **_calibration(read),
-                **({"abliteration": edit.entry} if edit else {}),
-            }
-            new = assemble(
-                _contents(read, model, gated, files, inputs, duties, signing_key), work, out
-            )
+        if put_together:
+            contents = _contents(shared, model, gated, edit, duties, signing_key)
+            new = assemble(contents, work, out)
         elif not left_out:
             withdraw(out, work)
-        put_together = bool(passed) and not left_out
         was_there = put_together and not new
         return Build(read.recipe.name, gated, left_out, put_together, was_there, duties)
 
@@ -128,19 +121,19 @@ def _gate_all(shared: Verifying, made: AllMade, edit: EditInputs | None) -> tupl
 
 
 def _contents(
-    read: ReadRecipe,
+    shared: Verifying,
     model: Model,
     gated: Sequence[Gated],
-    files: Mapping[str, Any],
-    inputs: Mapping[str, Any],
+    edit: EditInputs | None,
     duties: Duties,
     key: Path | None,
 ) -> Contents:
     """What the release is put together from."""
+    read, edited = shared.read, {"abliteration": edit.entry} if edit else {}
     return Contents(
-        facts=_facts(read, gated, duties, model, inputs.get("abliteration", {}).get("edit", {})),
-        source=describe_source(model, files),
-        inputs=inputs,
+        facts=_facts(read, gated, duties, model, edit),
+        source=describe_source(model, shared.source_files),
+        inputs={**shared.asked, **_calibration(read), **edited},
         tools=tools(),
         passed=[(one, fit_rows(read, one.made.path)) for one in gated if one.passed],
         key=key,
@@ -152,7 +145,7 @@ def _facts(
     gated: Sequence[Gated],
     duties: Duties,
     model: Model,
-    edit: Mapping[str, Any],
+    edit: EditInputs | None,
 ) -> CardFacts:
     withheld = [
         {
@@ -171,7 +164,7 @@ def _facts(
         revision=model.origin.revision,
         prompt=prompt_format(model.checkpoint.path),
         withheld=withheld,
-        edit=edit,
+        edit=edit.entry["edit"] if edit else {},
     )
 
 

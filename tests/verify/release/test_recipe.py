@@ -51,8 +51,14 @@ def write(folder: Path, text: str) -> Path:
         ("artifacts: [Q8_0]\npublish: {repositories: two}", ":4: publish.repositories:"),
         ("artifacts: [Q8_0]\nbase_model: Mini", ":4: base_model:"),
         ("artifacts: [Q8_0]\nname: a/b", "name:"),
-        (EDIT.format("[Q4_K_M]"), ":4: abliteration: Q4_K_M is not among the artifacts (Q8_0); what"),
-        (EDIT.format("[Q8_0, Q8_0]"), ":8: abliteration.artifacts: expected at least one artifact,"),
+        (
+            EDIT.format("[Q4_K_M]"),
+            ":4: abliteration: Q4_K_M is not among the artifacts (Q8_0); what",
+        ),
+        (
+            EDIT.format("[Q8_0, Q8_0]"),
+            ":8: abliteration.artifacts: expected at least one artifact,",
+        ),
         (EDIT.format("[Q8_0]\n  name: Mini"), ":4: abliteration: name: expected another one than"),
         (EDIT.format("[Q8_0]\n  limits: {kl: 0}"), ":9: abliteration.limits.kl:"),
         (EDIT.format("[Q8_0]\n  strength: 2"), ":9: abliteration.strength: unknown key"),
