@@ -13,7 +13,7 @@ without it takes that over and puts the release together.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -29,7 +29,7 @@ from verify.release.beforehand import choose, find_key, licence_of
 from verify.release.card import CardFacts, prompt_format
 from verify.release.fits import check_devices, fit_rows
 from verify.release.gating import Gated, Verifying, gate_artifact, gate_inputs, joined
-from verify.release.gating_edited import EditInputs, gate_edited, read_edit_inputs
+from verify.release.gating_edited import gate_edited, read_edit_inputs
 from verify.release.licence import Duties
 from verify.release.placing import check_out, quarantine, withdraw
 from verify.release.provenance import describe_source, source_files, tools
@@ -81,7 +81,7 @@ def build(
         left_out = tuple(one.target for one in read.wanted() if one not in wanted)
         signing_key = None if left_out else find_key(read, key)
         asked = gate_inputs(read, model.checkpoint.path)
-        edit = read_edit_inputs(read, model) if any(one.edited for one in wanted) else None
+        edit = read_edit_inputs(read, model) if any(one.edited for one in wanted) else {}
         work = Work.inside(out)
         pace = pace or Pace()
         made = make_all(Making(read, model, work, pace), wanted)
@@ -109,12 +109,11 @@ def build(
         return Build(read.recipe.name, gated, left_out, put_together, was_there, duties)
 
 
-def _gate_all(shared: Verifying, made: AllMade, edit: EditInputs | None) -> tuple[Gated, ...]:
+def _gate_all(shared: Verifying, made: AllMade, edit: Mapping[str, Any]) -> tuple[Gated, ...]:
     """Everything verified: the plain artifacts, then the edited ones beside them."""
     gated = [gate_artifact(shared, one) for one in made.plain]
     twins = {one.made.wanted: one for one in gated}
     for number, one in enumerate(made.edited):
-        assert edit is not None
         beside = [control[number] for control in made.controls]
         gated.append(gate_edited(shared, one, twins[one.wanted.unedited], beside, edit))
     return tuple(gated)
@@ -124,12 +123,12 @@ def _contents(
     shared: Verifying,
     model: Model,
     gated: Sequence[Gated],
-    edit: EditInputs | None,
+    edit: Mapping[str, Any],
     duties: Duties,
     key: Path | None,
 ) -> Contents:
     """What the release is put together from."""
-    read, edited = shared.read, {"abliteration": edit.entry} if edit else {}
+    read, edited = shared.read, {"abliteration": edit} if edit else {}
     return Contents(
         facts=_facts(read, gated, duties, model, edit),
         source=describe_source(model, shared.source_files),
@@ -145,7 +144,7 @@ def _facts(
     gated: Sequence[Gated],
     duties: Duties,
     model: Model,
-    edit: EditInputs | None,
+    edit: Mapping[str, Any],
 ) -> CardFacts:
     withheld = [
         {
@@ -164,7 +163,7 @@ def _facts(
         revision=model.origin.revision,
         prompt=prompt_format(model.checkpoint.path),
         withheld=withheld,
-        edit=edit.entry["edit"] if edit else {},
+        edit=edit.get("edit", {}),
     )
 
 
