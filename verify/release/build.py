@@ -29,7 +29,7 @@ from verify.release.beforehand import choose, find_key, licence_of
 from verify.release.card import CardFacts, prompt_format
 from verify.release.fits import check_devices, fit_rows
 from verify.release.gating import Gated, Verifying, gate_artifact, gate_inputs, joined
-from verify.release.gating_edited import EditInputs, gate_edited, read_edit_inputs
+from verify.release.gating_edited import gate_edited, read_edit_inputs
 from verify.release.licence import Duties
 from verify.release.placing import check_out, quarantine, withdraw
 from verify.release.provenance import describe_source, source_files, tools
@@ -81,7 +81,7 @@ def build(
         left_out = tuple(one.target for one in read.wanted() if one not in wanted)
         signing_key = None if left_out else find_key(read, key)
         asked = gate_inputs(read, model.checkpoint.path)
-        edit = read_edit_inputs(read, model) if any(one.edited for one in wanted) else None
+        edit = read_edit_inputs(read, model) if any(one.edited for one in wanted) else {}
         work = Work.inside(out)
         pace = pace or Pace()
         made = make_all(Making(read, model, work, pace), wanted)
@@ -98,49 +98,41 @@ def build(
         )
         gated = _gate_all(shared, made, edit)
         quarantine(out, gated)
-        passed = [one for one in gated if one.passed]
+        put_together = not left_out and any(one.passed for one in gated)
         new = False
-        if not left_out and passed:
-            inputs = {
-                **asked,
-                **_calibration(read),
-                **({"abliteration": edit.entry} if edit else {}),
-            }
-            new = assemble(
-                _contents(read, model, gated, files, inputs, duties, signing_key), work, out
-            )
+        if put_together:
+            contents = _contents(shared, model, gated, edit, duties, signing_key)
+            new = assemble(contents, work, out)
         elif not left_out:
             withdraw(out, work)
-        put_together = bool(passed) and not left_out
         was_there = put_together and not new
         return Build(read.recipe.name, gated, left_out, put_together, was_there, duties)
 
 
-def _gate_all(shared: Verifying, made: AllMade, edit: EditInputs | None) -> tuple[Gated, ...]:
+def _gate_all(shared: Verifying, made: AllMade, edit: Mapping[str, Any]) -> tuple[Gated, ...]:
     """Everything verified: the plain artifacts, then the edited ones beside them."""
     gated = [gate_artifact(shared, one) for one in made.plain]
     twins = {one.made.wanted: one for one in gated}
     for number, one in enumerate(made.edited):
-        assert edit is not None
         beside = [control[number] for control in made.controls]
         gated.append(gate_edited(shared, one, twins[one.wanted.unedited], beside, edit))
     return tuple(gated)
 
 
 def _contents(
-    read: ReadRecipe,
+    shared: Verifying,
     model: Model,
     gated: Sequence[Gated],
-    files: Mapping[str, Any],
-    inputs: Mapping[str, Any],
+    edit: Mapping[str, Any],
     duties: Duties,
     key: Path | None,
 ) -> Contents:
     """What the release is put together from."""
+    read, edited = shared.read, {"abliteration": edit} if edit else {}
     return Contents(
-        facts=_facts(read, gated, duties, model, inputs.get("abliteration", {}).get("edit", {})),
-        source=describe_source(model, files),
-        inputs=inputs,
+        facts=_facts(read, gated, duties, model, edit),
+        source=describe_source(model, shared.source_files),
+        inputs={**shared.asked, **_calibration(read), **edited},
         tools=tools(),
         passed=[(one, fit_rows(read, one.made.path)) for one in gated if one.passed],
         key=key,
@@ -171,7 +163,7 @@ def _facts(
         revision=model.origin.revision,
         prompt=prompt_format(model.checkpoint.path),
         withheld=withheld,
-        edit=edit,
+        edit=edit.get("edit", {}),
     )
 
 

@@ -26,11 +26,9 @@ from typing import Any
 from convert.errors import InputError
 from convert.staging import hash_file
 from convert.workers import Steps
-from verify.abliteration.print_gate import REMOVAL_TITLE
 from verify.check import EXIT_CODES, Finding, Outcome, State, Verdict, total_state
 from verify.release import leaks, signing
-from verify.release.card import CARD_NAME
-from verify.release.licence import LLAMA, NOTICE_NAME
+from verify.release.check_words import check_edit, check_licence, decided, passed
 from verify.release.manifest import MANIFEST_NAME, NOT_LISTED, SUMS_NAME, read_manifest, sums_text
 from verify.release.placing import SIDE_FOLDERS
 
@@ -86,13 +84,13 @@ def check_release(
     listed = {file["path"]: file for file in manifest["files"]}
     there = list(_files(folder, whole=whole))
     outcomes = (
-        _passed("manifest", f"{len(manifest['artifacts'])} artifacts, every one passed its gate"),
+        passed("manifest", f"{len(manifest['artifacts'])} artifacts, every one passed its gate"),
         _check_files(folder, listed, there, on_file),
         _check_sums(folder, manifest),
         _check_signature(folder, manifest, by, repositories if whole else ()),
         _check_leaks(folder, there),
-        _check_licence(folder, manifest, repositories if whole else ("",)),
-        *_check_edit(folder, manifest, whole=whole),
+        check_licence(folder, manifest, repositories if whole else ("",)),
+        *check_edit(folder, manifest, whole=whole),
     )
     return Checked(manifest["name"], manifest["repository"], repositories, outcomes)
 
@@ -123,7 +121,7 @@ def _check_files(
             findings.append(Finding(name, wrong))
         if on_file:
             on_file(name, number + 1, len(listed))
-    return _decided("files", f"{len(listed):,} files as listed, no other", findings)
+    return decided("files", f"{len(listed):,} files as listed, no other", findings)
 
 
 def _wrong_with(path: Path, entry: Mapping[str, Any]) -> str | None:
@@ -147,7 +145,7 @@ def _check_sums(folder: Path, manifest: Mapping[str, Any]) -> Outcome:
         findings = [] if same else [Finding(SUMS_NAME, "does not say what the manifest says")]
     except (OSError, UnicodeDecodeError):
         findings = [Finding(SUMS_NAME, "is missing or no text")]
-    return _decided("checksums", "SHA256SUMS agrees with the manifest", findings)
+    return decided("checksums", "SHA256SUMS agrees with the manifest", findings)
 
 
 def _check_signature(
@@ -160,7 +158,7 @@ def _check_signature(
     if method is None and by is None:
         there = (folder / signing.SIGNATURE_NAME).exists()
         findings = [Finding(signing.SIGNATURE_NAME, "is there, but the manifest says unsigned")]
-        return _decided("signature", "not signed, and said to be so", findings if there else [])
+        return decided("signature", "not signed, and said to be so", findings if there else [])
     if method == "keyless" and by is None:
         reason = "signed without a key; say by whom with --identity and --issuer"
         return Outcome("signature", Verdict(State.NOT_ENOUGH_EVIDENCE, reason))
@@ -170,8 +168,8 @@ def _check_signature(
     try:
         signing.check_signature(folder, by or signing.Identity(), ignored)
     except signing.BadSignature as error:
-        return _decided("signature", "", [Finding(signing.SIGNATURE_NAME, str(error))])
-    return _passed("signature", f"holds, by {whom}")
+        return decided("signature", "", [Finding(signing.SIGNATURE_NAME, str(error))])
+    return passed("signature", f"holds, by {whom}")
 
 
 def _check_leaks(folder: Path, there: Sequence[str]) -> Outcome:
@@ -181,72 +179,7 @@ def _check_leaks(folder: Path, there: Sequence[str]) -> Outcome:
         if (folder / name).is_file()
         for finding in leaks.find_leaks(folder / name, name)
     ]
-    return _decided("leaks", "no local path, token or private key in any file", findings)
-
-
-def _check_licence(
-    folder: Path, manifest: Mapping[str, Any], repositories: Sequence[str]
-) -> Outcome:
-    licence = manifest["licence"]
-    asked = LLAMA.get(licence["id"])
-    findings = []
-    for repository in repositories:
-        place = folder / repository
-        wanted = [*licence["texts"], CARD_NAME]
-        findings += [
-            Finding(f"{repository}/{name}".lstrip("/"), "is missing; the licence asks for it")
-            for name in wanted
-            if not (place / name).is_file()
-        ]
-        if asked:
-            findings += _missing_words(place, CARD_NAME, asked.built_with, repository)
-            findings += _missing_words(place, NOTICE_NAME, asked.notice, repository)
-    findings += [
-        Finding(licence["id"], f"{duty['duty']}: {duty['how']}")
-        for duty in licence["duties"]
-        if not duty["met"]
-    ]
-    return _decided("licence", f"{licence['id']}: texts and words in every repository", findings)
-
-
-def _check_edit(folder: Path, manifest: Mapping[str, Any], *, whole: bool) -> list[Outcome]:
-    """Whether edited artifacts are told from others; nothing where there are none."""
-    edited = [entry for entry in manifest["artifacts"] if entry["edit"]]
-    if not edited:
-        return []
-    described = manifest["inputs"].get("abliteration", {}).get("edit", {}).get("sha256")
-    findings = [
-        Finding(entry["name"], "is by another edit than the one that the manifest describes")
-        for entry in edited
-        if {entry["edit"]["sha256"], entry["recipe"].get("edit", {}).get("sha256")} != {described}
-    ]
-    for repository in sorted({e["path"].split("/")[0] if whole else "" for e in edited}):
-        for words in (REMOVAL_TITLE, f"Edit `{described}`"):
-            findings += _missing_words(folder / repository, CARD_NAME, words, repository)
-    good = f"{len(edited)} artifacts by edit {str(described)[:12]}, and their cards say so"
-    return [_decided("edit", good, findings)]
-
-
-def _missing_words(place: Path, name: str, words: str, repository: str) -> list[Finding]:
-    try:
-        if words in (place / name).read_text(encoding="utf-8"):
-            return []
-    except (OSError, UnicodeDecodeError):
-        pass
-    return [Finding(f"{repository}/{name}".lstrip("/"), f"lacks the words {words!r}")]
-
-
-def _passed(check: str, reason: str) -> Outcome:
-    return Outcome(check, Verdict(State.PASS, reason))
-
-
-def _decided(check: str, good: str, findings: Sequence[Finding]) -> Outcome:
-    if not findings:
-        return _passed(check, good)
-    first = findings[0]
-    more = f" (and {len(findings) - 1} more)" if len(findings) > 1 else ""
-    reason = f"{first.subject}: {first.message}{more}"
-    return Outcome(check, Verdict(State.FAIL, reason), tuple(findings))
+    return decided("leaks", "no local path, token or private key in any file", findings)
 
 
 def require_whole(checked: Checked) -> None:

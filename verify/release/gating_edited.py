@@ -16,7 +16,7 @@ other prompts may round differently, and a report must not depend on what was ke
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
@@ -26,7 +26,7 @@ from convert.errors import ConversationError, InputError, UnsupportedError
 from convert.model import Model
 from convert.rendering import Tokenizer
 from convert.staging import hash_file
-from quantize.abliteration.edit_folder import EditFolder, read_edit
+from quantize.abliteration.edit_folder import read_edit
 from verify.abliteration.contents import PairReport
 from verify.abliteration.gate import verify_abliteration
 from verify.artifact import open_artifact
@@ -46,31 +46,21 @@ UNEDITED = "unedited"
 _RUN = "abliteration"
 
 
-@dataclass(frozen=True, slots=True)
-class EditInputs:
-    """What edited artifacts are made and judged by: the edits read, and all of it by hash."""
-
-    edit: EditFolder
-    controls: tuple[EditFolder, ...]
-    entry: Mapping[str, Any]
-
-
-def read_edit_inputs(read: ReadRecipe, model: Model) -> EditInputs:
-    """Edits and prompts as the recipe names them; InputError where one is missing or not fit."""
+def read_edit_inputs(read: ReadRecipe, model: Model) -> dict[str, Any]:
+    """Edits and prompts of the recipe by hash; InputError where one is missing or does not fit."""
     stated = read.abliteration
     if not (read.folder / stated.edit).is_dir():
         raise InputError(missing_edit(read))
     edit, *controls = (read_edit(read.folder / path) for path in (stated.edit, *stated.controls))
     for given in (edit, *controls):
         given.edits_of(model)
-    entry = {
+    return {
         "edit": edit.record(),
         "controls": [control.sha256 for control in controls],
         "refused": _prompts(read.folder / stated.refused),
         "harmless": _prompts(read.folder / stated.harmless),
         "limits": asdict(stated.limits.stated()),
     }
-    return EditInputs(edit, tuple(controls), entry)
 
 
 def missing_edit(read: ReadRecipe) -> str:
@@ -88,7 +78,11 @@ def _prompts(path: Path) -> dict[str, Any]:
 
 
 def gate_edited(
-    shared: Verifying, made: Made, twin: Gated, controls: Sequence[Made], inputs: EditInputs
+    shared: Verifying,
+    made: Made,
+    twin: Gated,
+    controls: Sequence[Made],
+    inputs: Mapping[str, Any],
 ) -> Gated:
     """Compare one edited artifact with its twin, unless the same question was answered before."""
     name = twin.made.artifact.name
@@ -97,7 +91,7 @@ def gate_edited(
         verdict = Verdict(twin.found.state, reason, {"artifact": name})
         return Gated(made, _report(made, twin, [Outcome(UNEDITED, verdict)], None), kept=False)
     others = [file.sha256 for one in (twin.made, *controls) for file in one.artifact.files]
-    question = shared.question(made, compared=others, edit=dict(inputs.entry))
+    question = shared.question(made, compared=others, edit=dict(inputs))
     kept = shared.work.read_check(made.artifact.name, question)
     if kept is not None:
         return Gated(made, kept, kept=True)

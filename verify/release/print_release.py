@@ -65,7 +65,7 @@ def _build_json(built: Build) -> dict[str, Any]:
         "artifacts": [
             {
                 "name": one.made.artifact.name,
-                "target": one.made.artifact.target,
+                "target": one.made.wanted.target,
                 "size_bytes": one.made.artifact.size_bytes,
                 "made": not one.made.kept,
                 "verified": not one.kept,
