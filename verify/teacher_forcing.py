@@ -17,7 +17,7 @@ Of an engine that pays for a token scored as for one generated (BY_STEPS), only 
 tokens of those prompts are asked: the end of the question, and the turn of the assistant.
 
 ALONE of the conversations are scored twice more, for the noise floor: each in a batch of its own,
-and in 16 bits, as the checkpoint itself is served. That costs a tenth of the whole.
+and in 16 bits, as the checkpoint itself is served. That adds a fifth to the whole.
 
 Wrong rope frequencies or a wrong base leave short text nearly alone; the long one shows them.
 """

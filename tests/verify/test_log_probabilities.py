@@ -197,6 +197,6 @@ def test_a_server_without_them_says_so(choice: Any) -> None:
         with pytest.raises(UnsupportedError):
             engine.score([Passage((1, 2), 1)], top=4)
         engine.close()
-        other = OpenAIEngine(ServedModel(server.url, "hermes", "llamacpp", "1"))
+        other = OpenAIEngine(ServedModel(server.url, "hermes", "sglang", "1"))
         assert other.info.capabilities == frozenset()
         other.close()
