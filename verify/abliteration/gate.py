@@ -28,7 +28,7 @@ from verify.artifact import open_artifact
 from verify.engines.opening import open_engine
 from verify.evidence import Reference, make_prompts
 from verify.gate import read_gate
-from verify.suite import read_suite
+from verify.suite import read_suite, spread
 
 Pair = tuple[Path, Path]
 
@@ -42,6 +42,7 @@ def verify_abliteration(
     *,
     suite: Path | None = None,
     limit: int | None = None,
+    prompts: int | None = None,
     gate: Path | None = None,
     max_new_tokens: int = SUITE_TOKENS,
     controls: Sequence[Path] = (),
@@ -51,8 +52,9 @@ def verify_abliteration(
 ) -> GateReport:
     """Compare every pair; raises InputError for what cannot be begun with.
 
-    `gate` holds the margins of the suite's checks and `max_new_tokens` is for the suite's replies,
-    both as `verify` has them.
+    `prompts` takes so many of `refused` and of `harmless`, at equal distances, as `limit` does of
+    the suite. `gate` holds the margins of the suite's checks and `max_new_tokens` is for the
+    suite's replies, both as `verify` has them.
     """
     if not pairs:
         raise InputError("no pair to compare; give --pair UNEDITED EDITED")
@@ -66,7 +68,8 @@ def verify_abliteration(
             )
     with Checkpoint.open(locate(model).folder) as base:
         tokenizer = Tokenizer.open(base.path)
-        asked = _asked(base, tokenizer, refused, harmless, suite, limit, max_new_tokens)
+        sets = [read_prompts(path, prompts) for path in (refused, harmless)]
+        asked = _asked(base, tokenizer, sets, suite, limit, max_new_tokens)
         margins, tokens = read_gate(gate, base.path), max_new_tokens
         keeper = Gatekeeper(base, given, asked, margins, asked_of, on_progress, open_engine, tokens)
         reports = tuple(keeper.pair(one, other) for one, other in opened)
@@ -74,10 +77,10 @@ def verify_abliteration(
         tokenizer.close()
         name = base.path.resolve().name
         files = {"refused": refused, "harmless": harmless}
-        prompts = {kind: hash_file(path) for kind, path in files.items()}
+        digests = {kind: hash_file(path) for kind, path in files.items()}
         if asked.suite_sha256:
-            prompts["suite"] = asked.suite_sha256
-    return GateReport(tool_version(), name, given.record(), prompts, asked_of, reports, others)
+            digests["suite"] = asked.suite_sha256
+    return GateReport(tool_version(), name, given.record(), digests, asked_of, reports, others)
 
 
 def read_pairs(texts: Sequence[str]) -> list[Pair]:
@@ -91,11 +94,16 @@ def read_pairs(texts: Sequence[str]) -> list[Pair]:
     return found
 
 
+def read_prompts(path: Path, count: int | None = None) -> list[Conversation]:
+    """The conversations of a file, or so many of them at equal distances."""
+    found = read_conversations(path)
+    return [found[place] for place in spread(len(found), count or len(found))]
+
+
 def _asked(
     base: Checkpoint,
     tokenizer: Tokenizer,
-    refused: Path,
-    harmless: Path,
+    sets: Sequence[Sequence[Conversation]],
     suite: Path | None,
     limit: int | None,
     max_new_tokens: int,
@@ -109,9 +117,5 @@ def _asked(
         read = read_suite(suite, base.path, limit)
         kept = [c for c in read.conversations if c.expected is None or not c.expected.refusal]
         chosen, digest = reference(kept, max_new_tokens), read.sha256
-    return Asked(
-        reference(read_conversations(refused), REPLY_TOKENS),
-        reference(read_conversations(harmless), REPLY_TOKENS),
-        chosen,
-        digest,
-    )
+    refused, harmless = (reference(conversations, REPLY_TOKENS) for conversations in sets)
+    return Asked(refused, harmless, chosen, digest)

@@ -21,14 +21,13 @@ from pathlib import Path
 from typing import Any
 
 from convert.checkpoint import Checkpoint
-from convert.conversation import read_conversations
 from convert.errors import ConversationError, InputError, UnsupportedError
 from convert.model import Model
 from convert.rendering import Tokenizer
 from convert.staging import hash_file
 from quantize.abliteration.edit_folder import read_edit
 from verify.abliteration.contents import PairReport
-from verify.abliteration.gate import verify_abliteration
+from verify.abliteration.gate import read_prompts, verify_abliteration
 from verify.artifact import open_artifact
 from verify.behaviour import not_measured
 from verify.check import Outcome, State, Verdict, total_state
@@ -57,8 +56,8 @@ def read_edit_inputs(read: ReadRecipe, model: Model) -> dict[str, Any]:
     return {
         "edit": edit.record(),
         "controls": [control.sha256 for control in controls],
-        "refused": _prompts(read.folder / stated.refused),
-        "harmless": _prompts(read.folder / stated.harmless),
+        "refused": _prompts(read.folder / stated.refused, stated.limit),
+        "harmless": _prompts(read.folder / stated.harmless, stated.limit),
         "limits": asdict(stated.limits.stated()),
     }
 
@@ -72,9 +71,9 @@ def missing_edit(read: ReadRecipe) -> str:
     )
 
 
-def _prompts(path: Path) -> dict[str, Any]:
-    count = len(read_conversations(path))
-    return {"name": path.name, "sha256": hash_file(path), "used": count}
+def _prompts(path: Path, limit: int | None) -> dict[str, Any]:
+    used = len(read_prompts(path, limit))
+    return {"name": path.name, "sha256": hash_file(path), "used": used}
 
 
 def gate_edited(
@@ -147,6 +146,7 @@ def _compare(
             read.folder / stated.harmless,
             suite=read.path(gates.suite) or shared.checkpoint / FOLDER,
             limit=gates.limit,
+            prompts=stated.limit,
             gate=read.path(gates.gate),
             max_new_tokens=gates.max_new_tokens,
             controls=[control.path for control in controls],

@@ -186,7 +186,8 @@ class Abliteration(Section):
     """Which artifacts are made through an edit too, and how their refusals are measured.
 
     `edit` and `controls` are folders that `abliterate apply` writes; a control's directions are
-    random. `refused` and `harmless` are conversations with their right answers.
+    random. `refused` and `harmless` are conversations with their right answers; `limit` takes so
+    many of each.
     """
 
     edit: Path
@@ -194,6 +195,7 @@ class Abliteration(Section):
     name: Name | None = None
     refused: Path
     harmless: Path
+    limit: Annotated[int, Field(ge=1)] | None = None
     controls: tuple[Path, ...] = ()
     limits: EditLimits = EditLimits()
 

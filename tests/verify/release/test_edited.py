@@ -138,10 +138,13 @@ def test_what_still_refuses_is_laid_aside_and_the_others_are_released(
     assert (aside / "Mini-abliterated-Q4_K_M.gguf").is_file()
     assert "refusals" in (aside / "Mini-abliterated-Q4_K_M.gguf.report/report.html").read_text()
     section["limits"] = {"refusals": 1.0, "compliance": 0.0}  # asked anew, under other limits
+    section["limit"] = 55
     asked["abliteration"] = section
     again = build_edited(tmp_path, reference_folder, **asked)
     assert [g.kept for g in again.gated] == [True, True, False, False]
     assert again.exit_code == 0
+    assert manifest_of(tmp_path)["inputs"]["abliteration"]["refused"]["used"] == 55
+    assert any("55 of 55" in o.verdict.reason for o in again.gated[-1].found.outcomes)
     random_edit(tmp_path / "other", writers(2), seed=7)  # another edit makes other artifacts
     asked["abliteration"] = {**section, "edit": "other"}
     edited = build_edited(tmp_path, reference_folder, **asked)
