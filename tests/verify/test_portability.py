@@ -58,6 +58,10 @@ DAMAGE: dict[str, tuple[Callable[[str], str], set[Form]]] = {
         lambda text: text.replace('"f"', '"evaluate"'),
         {Form.OFFERED},
     ),
+    "a list for the function's name": (
+        lambda text: text.replace('"f"', '["f"]'),
+        {Form.OFFERED},
+    ),
     "a sentence after it": (lambda text: text + "\nDone.", {Form.LAST}),
     "text between two calls": (lambda text: f"{text}\nand\n{text}", {Form.LAST}),
     "the turn's end left over": (lambda text: text + "<|eot_id|>", {Form.LAST, Form.CLEAN}),
