@@ -22,7 +22,12 @@ from convert.conversation import JsonObject, ToolCall
 
 def are_schemas(tools: Sequence[JsonObject]) -> bool:
     """Whether calls can be judged: every function's `parameters` is a schema, whole in itself."""
-    return all(_is_schema(json.dumps(s)) for s in schemas_by_function(tools).values())
+    return all(map(is_schema, schemas_by_function(tools).values()))
+
+
+def is_schema(schema: JsonObject) -> bool:
+    """Whether an object is a schema, whole in itself."""
+    return _is_schema(json.dumps(schema))
 
 
 @lru_cache(maxsize=4096)
