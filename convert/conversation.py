@@ -113,6 +113,11 @@ class Conversation:
     then: tuple[Turn, ...] = ()
     turn: int = 1
 
+    def later_ids(self) -> tuple[str, ...]:
+        """The ids of the turns that come after this one: `c#2` and `c#3` of a first one, `c`."""
+        first = self.id if self.turn == 1 else self.id.removesuffix(f"#{self.turn}")
+        return tuple(f"{first}#{self.turn + 1 + place}" for place in range(len(self.then)))
+
 
 def read_conversations(path: Path) -> list[Conversation]:
     """All conversations of a JSONL file, in order.

@@ -118,7 +118,10 @@ def _argument(value: Any, options: Sequence[Any], stated: JsonObject) -> bool:
     kind = _PYTHON[stated["type"]]
     inner = _PYTHON[stated["items"]["type"]] if kind is list and "items" in stated else None
     if kind is float and type(value) is int:
-        value = float(value)
+        try:
+            value = float(value)
+        except OverflowError:  # no double, and so none that was accepted
+            return False
     of_options = _first_type(options)
     if type(value) is kind and not _items_fit(value, options, inner):
         return False

@@ -102,9 +102,13 @@ def _of_block(block: Block, offered: Collection[str]) -> set[Form]:
         Form.ONE_OBJECT: len(values) > 1 or body.startswith("["),
         Form.NAME_FIRST: any(not _name_first(list(value)) for value in objects),
         Form.ARGUMENTS: any(not isinstance(value.get("arguments"), dict) for value in objects),
-        Form.OFFERED: any(value.get("name") not in offered for value in objects),
+        Form.OFFERED: any(not _is_offered(value.get("name"), offered) for value in objects),
     }
     return {form for form, lacking in lacks.items() if lacking}
+
+
+def _is_offered(name: object, offered: Collection[str]) -> bool:
+    return isinstance(name, str) and name in offered
 
 
 def _name_first(keys: list[str]) -> bool:

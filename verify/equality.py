@@ -117,7 +117,8 @@ def _with_defaults(value: Any, schema: Any) -> Any:
     properties = schema.get("properties")
     if not isinstance(properties, dict):
         return value
-    required = schema.get("required", ())
+    required = schema.get("required")
+    required = required if isinstance(required, list) else []
     stated = {
         name: inner["default"]
         for name, inner in properties.items()

@@ -24,7 +24,6 @@ from dataclasses import dataclass
 from itertools import takewhile
 
 from convert.conversation import Conversation, Expected, JsonObject, ToolCall, Turn
-from convert.errors import ConversationError
 from verify.equality import Tier, tier_of_calls
 from verify.evidence import Answer
 from verify.tool_calls import compare_calls
@@ -39,28 +38,18 @@ class LaterTurns:
 
 
 def later_turns(conversations: Sequence[Conversation], answers: Sequence[Answer]) -> LaterTurns:
-    """The turn after `answers`, of every conversation that has one. Raises ConversationError."""
+    """The turn after `answers`, of every conversation that has one."""
     found: list[Conversation] = []
     missed: list[str] = []
-    known = {conversation.id for conversation in conversations}
     for conversation, answer in zip(conversations, answers, strict=True):
         if not conversation.then:
             continue
         following = _follow(conversation, conversation.then[0], answer)
         if following is None:
-            first = conversation.turn + 1
-            numbers = range(first, first + len(conversation.then))
-            missed += [_id(conversation, number) for number in numbers]
-        elif following.id in known:
-            raise ConversationError(f"id {following.id!r} is also that of a later turn; rename it")
+            missed += conversation.later_ids()
         else:
             found.append(following)
     return LaterTurns(tuple(found), tuple(missed))
-
-
-def _id(conversation: Conversation, turn: int) -> str:
-    root = conversation.id.removesuffix(f"#{conversation.turn}")
-    return f"{root}#{turn}"
 
 
 def _follow(conversation: Conversation, turn: Turn, answer: Answer) -> Conversation | None:
@@ -69,16 +58,15 @@ def _follow(conversation: Conversation, turn: Turn, answer: Answer) -> Conversat
     ordered = _in_order_of_calls(results, conversation.expected, answer)
     if ordered is None:
         return None
-    number = conversation.turn + 1
     rest = turn.messages[len(results) :]
     return Conversation(
-        id=_id(conversation, number),
+        id=conversation.later_ids()[0],
         messages=(*conversation.messages, _message(answer, ordered), *ordered, *rest),
         tools=conversation.tools,
         expected=turn.expected,
         tags=conversation.tags,
         then=conversation.then[1:],
-        turn=number,
+        turn=conversation.turn + 1,
     )
 
 

@@ -8,13 +8,15 @@ The order of additions depends on the batch, so one model gives two answers that
 bits of float32. Sixteen bits keep 8 to 11 of a number's 24, and a server that computes in them is
 not broken: nothing can be asked of an artifact that the checkpoint itself does not do. The larger
 of the two divergences is therefore added to every limit on log-probabilities. Where it is above the
-gate's own limit, that limit is about rounding and not about the artifact: not enough evidence.
+gate's own limit, that limit is about rounding and not about the artifact: not enough evidence. So
+is a floor that is no number, as of a checkpoint whose float16 overflows.
 
 Nats a token, the mean over the tokens of the conversations that were scored again.
 """
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -38,8 +40,17 @@ class Floor:
 
     @property
     def nats(self) -> float:
-        """What is added to limits."""
-        return max(self.itself or 0.0, self.narrow or 0.0)
+        """What is added to limits: the larger of those that are numbers."""
+        return max((v for v in self._measured() if math.isfinite(v)), default=0.0)
+
+    @property
+    def known(self) -> bool:
+        """Whether something was measured, and all of it is a number (16 bits may overflow)."""
+        measured = self._measured()
+        return bool(measured) and all(map(math.isfinite, measured))
+
+    def _measured(self) -> list[float]:
+        return [value for value in (self.itself, self.narrow) if value is not None]
 
 
 def measure_floor(base: TeacherForced) -> Floor:
@@ -50,11 +61,12 @@ def measure_floor(base: TeacherForced) -> Floor:
 def check_noise_floor(base: TeacherForced, asked: Thresholds) -> Outcome:
     """Whether the gate's limit is one that this reference can be held to."""
     floor = measure_floor(base)
-    state = State.PASS if floor.nats <= asked.kl else State.NOT_ENOUGH_EVIDENCE
+    within = floor.nats <= asked.kl
+    state = State.PASS if within and floor.known else State.NOT_ENOUGH_EVIDENCE
     reason = (
         f"the reference differs by {_shown(floor.itself)} from itself in other batches, by"
         f" {_shown(floor.narrow)} from itself in 16 bits; the gate's limit of {asked.kl:.4g} is"
-        f" {'above' if state is State.PASS else 'below'} that"
+        f" {('above' if within else 'below') if floor.known else 'not comparable with'} that"
     )
     again = base.scored[: len(base.narrow)]
     numbers: dict[str, Number] = {
@@ -79,4 +91,5 @@ def _same_top(ours: Scored, again: Scored) -> int:
 
 
 def _shown(value: float | None) -> str:
-    return "an unknown amount" if value is None else f"{value:.2g} nats"
+    unknown = value is None or not math.isfinite(value)
+    return "an unknown amount" if unknown else f"{value:.2g} nats"

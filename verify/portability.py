@@ -84,8 +84,10 @@ def check_portability(evidence: Evidence, /) -> Outcome | None:
         return None
     margin = evidence.thresholds.drops.portability
     flips = {form: _flips(pairs, form) for form in Form}
-    state = total_state(found.decide(margin) for found in flips.values())
-    worst = max(Form, key=lambda form: (flips[form].drop or 0, flips[form].worse))
+    states = {form: flips[form].decide(margin) for form in Form}
+    state = total_state(states.values())
+    deciding = [form for form in Form if states[form] is state]
+    worst = max(deciding, key=lambda form: (flips[form].drop or 0, flips[form].worse))
     lost = [form for form in Form if flips[form].worse]
     lost.sort(key=lambda form: -flips[form].worse)
     reason = _reason(state, pairs, flips, worst, margin)
@@ -142,7 +144,7 @@ def _reason(
 def _numbers(
     pairs: Sequence[_Pair], flips: dict[Form, Flips], worst: Form, margin: float
 ) -> dict[str, Number]:
-    """Those of the property that lost most, as the other paired checks state theirs."""
+    """Those of the property that decides, under the names that the other paired checks use."""
     found = flips[worst]
     low, high = found.interval
     ours, theirs = _has(pairs, worst)

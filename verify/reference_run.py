@@ -18,6 +18,7 @@ from typing import Any
 
 import numpy as np
 
+from convert.errors import UnsupportedError
 from convert.rendering import stop_ids
 from verify.engines import LOG_PROBABILITIES, Engine, EngineInfo, OnProgress, ScoringEngine
 from verify.engines.log_probabilities import Scored
@@ -28,6 +29,8 @@ from verify.teacher_forcing import TOP, long_passage, make_passage, score_refere
 from verify.teacher_forcing import choose_conversations as choose
 
 Open = Callable[[], Engine]
+UNROUNDED = ("float32", "none")
+"""KV caches that a reference may have: the cache's key does not hold it."""
 
 
 def run_reference(
@@ -59,6 +62,12 @@ class _Run:
     def engine(self) -> Engine:
         if self._engine is None:
             self._engine = self._open()
+            kept_in = self._engine.info.kv_type
+            if kept_in not in UNROUNDED:
+                raise UnsupportedError(
+                    f"the reference would keep keys and values in {kept_in}, expected"
+                    f" {UNROUNDED[0]}; give verify an `open_reference` without options"
+                )
         return self._engine
 
     def close(self) -> None:

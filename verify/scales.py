@@ -37,7 +37,9 @@ def check_scales(evidence: Evidence, /) -> tuple[Outcome, ...]:
         "smallest_limit_over_seen": finite(min(map(_ratio, scales), default=None)),
         "largest_limit_over_seen": finite(max(map(_ratio, scales), default=None)),
     }
-    points = tuple(Point(s.name, {"limit": finite(s.limit), "seen": s.seen}) for s in scales)
+    points = tuple(
+        Point(s.name, {"limit": finite(s.limit), "seen": finite(s.seen)}) for s in scales
+    )
     findings = tuple(Finding(scale.name, _message(scale)) for scale in wrong[:FINDINGS_SHOWN])
     if reached < len(scales):
         state, reason = State.NOT_ENOUGH_EVIDENCE, f"no text reached {len(scales) - reached} scales"

@@ -21,6 +21,7 @@ from typing import Any
 from convert.conversation import Expected, ExpectedJson
 from quantize.abliteration.refusals import looks_like_refusal
 from verify.bfcl_scoring import matches_by_bfcl, matches_exactly
+from verify.call_schemas import is_valid
 from verify.evidence import Answer
 from verify.tool_call_repair import loads_strict
 from verify.tool_calls import canonical_json, compare_calls
@@ -54,16 +55,10 @@ def is_valid_json(text: str, schema: dict[str, Any] | None) -> bool:
         value = loads_strict(text)
     except (ValueError, RecursionError):
         return False
-    return schema is None or _is_valid(value, schema)
+    return schema is None or is_valid(value, schema)
 
 
 def _is_json(expected: ExpectedJson, text: str) -> bool:
     if not is_valid_json(text, expected.schema):
         return False
     return canonical_json(loads_strict(text)) == canonical_json(expected.value)
-
-
-def _is_valid(value: Any, schema: dict[str, Any]) -> bool:
-    from jsonschema import Draft202012Validator
-
-    return bool(Draft202012Validator(schema).is_valid(value))

@@ -2,8 +2,8 @@
 
 In: the reference's answers, and for each conversation with tools the reply of a server that was
 given the conversation itself, not token ids: it rendered the prompt with its template and parsed
-the reply with its parser (`--tool-call-parser hermes` in vLLM). Out: an Outcome; the floor is the
-one for agreement.
+the reply with its parser (`--tool-call-parser hermes` in vLLM). Out: an Outcome; the floor, and how
+equal calls must be, are those for agreement.
 
 This is what an application sees, and it can be wrong where the weights are right: a template that
 was replaced on the command line, a parser for another format. Whether both prompts are equally long
@@ -19,9 +19,9 @@ from dataclasses import dataclass
 
 from verify.check import Finding, Outcome, Verdict
 from verify.engines import ServedReply
+from verify.equality import tier_of_calls, within
 from verify.evidence import Answer, Evidence
 from verify.statistics import count
-from verify.tool_calls import compare_calls
 
 NAME = "served_calls"
 FINDINGS_SHOWN = 20
@@ -35,11 +35,7 @@ class _Pair:
     prompt_tokens: int
     ours: Answer
     theirs: ServedReply
-
-    @property
-    def same_calls(self) -> bool:
-        calls = compare_calls(self.ours.reply.calls, self.theirs.calls)
-        return calls and not self.theirs.malformed
+    same_calls: bool
 
     @property
     def same_prompt(self) -> bool:
@@ -67,6 +63,7 @@ def check_served_calls(evidence: Evidence, /) -> Outcome:
         "same_calls_low": low,
         "same_calls_high": high,
         "floor": floor,
+        "equality": evidence.thresholds.tier.value,
         "left_out": len(every) - len(pairs),
         "same_prompt_tokens": prompts.hits,
         "with_tools": prompts.total,
@@ -83,7 +80,9 @@ def _pairs(evidence: Evidence) -> Iterator[_Pair]:
         reference.conversations, reference.prompts, reference.answers, evidence.served, strict=True
     ):
         if theirs is not None:
-            yield _Pair(conversation.id, len(prompt), ours, theirs)
+            tier = tier_of_calls(ours.reply.calls, theirs.calls, conversation.tools)
+            same = within(tier, evidence.thresholds.tier) and not theirs.malformed
+            yield _Pair(conversation.id, len(prompt), ours, theirs, same)
 
 
 def _prompt_findings(pairs: list[_Pair]) -> Iterator[Finding]:

@@ -1,7 +1,8 @@
 """A suite: the conversations to verify with, where they come from, and a fair sample of them.
 
 In: a JSONL file, a folder of them or one of BFCL's; without one, the `prompts` folder of the
-reference. Out: a `Suite` whose conversations have ids of their own across all its files.
+reference. Out: a `Suite` whose conversations, and their later turns, have ids of their own across
+all its files, and whose schemas are schemas.
 
 A limited suite is an even sample: the conversations are put in order by file and tags, and taken at
 equal distances, so that every kind keeps its share and the same limit always takes the same ones.
@@ -19,6 +20,7 @@ from pathlib import Path
 from convert.conversation import Conversation, read_conversations
 from convert.errors import ConversationError, InputError
 from verify.bfcl import is_bfcl, read_bfcl
+from verify.call_schemas import is_schema
 
 FOLDER = "prompts"
 
@@ -53,6 +55,7 @@ def read_suite(path: Path | None, reference: Path, limit: int | None = None) -> 
     place = reference / FOLDER if path is None else path
     read = list(read_bfcl(place)) if is_bfcl(place) else _read_jsonl(place, own=path is None)
     _reject_shared_ids(read)
+    _reject_schemas(read)
     ordered = sorted(read, key=lambda pair: (pair[0].name, pair[1].tags))
     taken = spread(len(ordered), limit or len(ordered))
     return Suite(place.resolve().name, tuple(ordered[i][1] for i in taken), len(ordered))
@@ -79,6 +82,24 @@ def _reject_shared_ids(read: list[tuple[Path, Conversation]]) -> None:
                 f"{file}: id {conversation.id!r} is also in {first[conversation.id].name}"
             )
         first[conversation.id] = file
+    for file, conversation in read:
+        for later in conversation.later_ids():
+            if later in first:
+                raise ConversationError(
+                    f"{first[later]}: id {later!r} is also that of a later turn of"
+                    f" {conversation.id!r} in {file.name}; rename it"
+                )
+
+
+def _reject_schemas(read: list[tuple[Path, Conversation]]) -> None:
+    for file, conversation in read:
+        for expected in (conversation.expected, *(turn.expected for turn in conversation.then)):
+            schema = expected.json.schema if expected and expected.json else None
+            if schema is not None and not is_schema(schema):
+                raise ConversationError(
+                    f"{file}: conversation {conversation.id!r}: schema is no JSON schema of draft"
+                    " 2020-12, or refers to what is not in it; no reply can be judged by it"
+                )
 
 
 def spread(available: int, wanted: int) -> list[int]:

@@ -8,6 +8,7 @@ import pytest
 
 from convert.conversation import ToolCall
 from verify.call_schemas import are_schemas, are_valid
+from verify.scoring import is_valid_json
 
 
 def tool(parameters: Any, name: str = "f") -> dict[str, Any]:
@@ -55,6 +56,19 @@ def test_types_of_another_language_are_no_schema() -> None:
 
 
 def test_another_document_is_never_fetched() -> None:
-    away = tool({"$ref": "http://127.0.0.1:9/schema.json"})
-    assert are_schemas([away])
-    assert are_valid([ToolCall("f", {})], [away]) is None
+    for place in ("http://127.0.0.1:9/schema.json", "#/$defs/lost", "#/allOf/x", "http://[a"):
+        assert not are_schemas([tool({"properties": {"x": {"anyOf": [{"$ref": place}]}}})])
+        assert not are_schemas([tool({"$ref": "#/mine", "mine": {"$ref": place}})])
+    tree = {"$id": "t", "properties": {"x": {"$ref": "#/$defs/n"}}, "$defs": {"n": {"$ref": "t"}}}
+    assert are_schemas([tool(tree)])
+    assert are_valid([ToolCall("f", {"x": {"x": {}}})], [tool(tree)])
+
+
+def test_a_number_or_a_schema_that_jsonschema_gives_up_on_is_not_valid() -> None:
+    tenths = tool({"properties": {"x": {"multipleOf": 0.1}}})
+    assert are_schemas([tenths])
+    assert not are_valid([ToolCall("f", {"x": 10**400})], [tenths])
+    assert not is_valid_json("1" + "0" * 400, {"multipleOf": 0.1})
+    circle = tool({"$ref": "#"})
+    assert are_schemas([circle])
+    assert not are_valid([ToolCall("f", {})], [circle])

@@ -65,6 +65,7 @@ TOOLS = ({"type": "function", "function": {"name": "f", "parameters": SCHEMA}},)
         ({"city": "", "must": 7}, {"city": ".", "must": 7}, None),
         ({"city": "Oslo", "must": 7}, {"city": "Rome", "must": 7}, None),
         ({"other": "A", "must": 7}, {"other": "a", "must": 7}, None),
+        ({"n": 10**400, "must": 7}, {"n": 1.5, "must": 7}, None),
     ],
 )
 def test_the_strictest_tier_is_found(
@@ -81,6 +82,9 @@ def test_without_a_schema_nothing_is_filled_in_and_nothing_is_lenient() -> None:
         assert tier_of_calls(due, (ToolCall("f", theirs),)) is None
     hostile = ({"name": "f", "parameters": {"properties": {"city": {"type": ["string"]}}}},)
     assert tier_of_calls(due, (ToolCall("f", {"city": "oslo"}),), hostile) is None
+    old = ({"name": "f", "parameters": {"required": True, "properties": {"n": {"default": 1}}}},)
+    found = [tier_of_calls(due, (ToolCall("f", {"city": c, "n": 1}),), old) for c in ("Oslo", "a")]
+    assert found == [Tier.DEFAULT, None]
 
 
 def test_parallel_calls_are_sets_in_every_tier() -> None:

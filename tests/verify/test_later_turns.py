@@ -20,6 +20,7 @@ from verify.engines import Engine
 from verify.engines.scripted import ScriptedEngine
 from verify.later_turns import later_turns
 from verify.report.contents import Report
+from verify.suite import read_suite
 from verify.verify import verify
 
 USER = {"role": "user", "content": "go"}
@@ -98,11 +99,24 @@ def test_results_of_parallel_calls_follow_the_order_of_the_reply() -> None:
     assert second.messages[2:] == (recorded[1], recorded[0], NEXT)
 
 
-def test_an_id_that_a_later_turn_would_take_is_refused() -> None:
-    start = ask(None, Turn((NEXT,)))
-    taken = Conversation("c#2", (USER,))
-    with pytest.raises(ConversationError, match=r"'c#2' is also that of a later turn"):
-        later_turns([start, taken], [answer("a"), answer("b")])
+def test_an_id_that_a_later_turn_would_take_is_refused(tmp_path: Path) -> None:
+    for own, taken in (("c", "c#2"), ("c", "c#3"), ("c#1", "c#1#2")):
+        lines = [
+            {"id": own, "messages": [USER], "then": [{"messages": [NEXT]}, {"messages": [NEXT]}]},
+            {"id": taken, "messages": [USER]},
+        ]
+        path = tmp_path / "suite.jsonl"
+        path.write_text("\n".join(map(json.dumps, lines)))
+        with pytest.raises(ConversationError, match=f"'{taken}' is also that of a later turn"):
+            read_suite(path, tmp_path)
+
+
+def test_turns_of_ids_that_end_in_numbers_are_told_apart() -> None:
+    asked = [Conversation(name, (USER,), then=(Turn((NEXT,)),) * 2) for name in ("c", "c#1")]
+    found = later_turns(asked, [answer("a"), answer("b")]).conversations
+    assert [c.id for c in found] == ["c#2", "c#1#2"]
+    found = later_turns(found, [answer("a"), answer("b")]).conversations
+    assert [c.id for c in found] == ["c#3", "c#1#3"]
 
 
 @pytest.mark.parametrize(

@@ -88,10 +88,16 @@ def test_every_step_is_one_request_and_the_rows_are_the_servers() -> None:
     assert np.allclose(np.exp(theirs.log_tail), tail, atol=1e-6)
 
 
+def named(*logprobs: float, first: int = 2) -> Any:
+    top = [{"id": i, "logprob": logprob} for i, logprob in enumerate(logprobs, start=first)]
+    return {"content": [{"id": 2, "logprob": -1, "top_logprobs": top}]}
+
+
 @pytest.mark.parametrize(
     "logprobs",
     [None, {}, {"content": []}, {"content": [{"id": 2}]}, {"content": [{"top_logprobs": [{}]}]},
-     {"content": [{"id": 2, "logprob": -1, "top_logprobs": [{"id": 2, "logprob": -1}]}]}],
+     {"content": {"id": 2}}, {"content": 5}, named(-1), named(-1, 10**400), named(5.0, 4.0),
+     named(0.0, 0.0), named(-1, float("nan")), named(-1, -2, first=1 << 70)],
 )  # fmt: skip
 def test_a_server_that_names_none_says_so(logprobs: Any) -> None:
     with loopback(lambda *_: Answer({"choices": [{"text": "", "logprobs": logprobs}]})) as server:

@@ -189,7 +189,10 @@ def test_a_server_names_its_likeliest_and_the_rest_is_tail() -> None:
 @pytest.mark.parametrize(
     "choice",
     [{}, {"prompt_logprobs": []}, {"prompt_logprobs": [None, {"5": {}}]},
-     {"prompt_logprobs": [None, {"5": {"logprob": -1}, "6": {"logprob": -2}}]}],
+     {"prompt_logprobs": [None, {"5": {"logprob": -1}, "6": {"logprob": -2}}]},
+     *({"prompt_logprobs": [None, {"5": {"logprob": a, "rank": 1}, i: {"logprob": b, "rank": 2}}]}
+       for a, b, i in ((3.0, 2.5, "6"), (0.0, 0.0, "6"), (np.nan, -1, "6"), (10**400, -1, "6"),
+                       (-1, -2, str(1 << 70))))],
 )  # fmt: skip
 def test_a_server_without_them_says_so(choice: Any) -> None:
     with loopback(lambda *_: Answer({"choices": [choice]})) as server:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -19,6 +20,7 @@ from verify.engines.opening import open_engine
 from verify.evidence import Evidence, Reference, TeacherForced
 from verify.gate import read_gate
 from verify.logits import check_log_probabilities
+from verify.report.contents import plain
 from verify.scales import check_scales
 from verify.spans import Span, label_characters, label_tokens
 from verify.statistics import mean_by_prompt
@@ -82,6 +84,10 @@ def test_fixed_scales_that_were_calibrated_fit_what_comes(
     idle = tuple(StatedScale(p.subject, 1.0, 0.0) for p in outcomes["scales"].points)
     (unreached,) = check_scales(asked(nano, open_artifact(calibrated), scales=idle))
     assert unreached.verdict.state is State.NOT_ENOUGH_EVIDENCE
+    beyond = (StatedScale("a", 1.0, float("inf")), StatedScale("b", float("inf"), 1.0))
+    (unbounded,) = check_scales(asked(nano, open_artifact(calibrated), scales=beyond))
+    assert (unbounded.verdict.state, len(unbounded.findings)) == (State.FAIL, 2)
+    json.dumps(plain(unbounded), allow_nan=False)
 
 
 def test_a_trigger_that_turns_is_named(nano: Reference, made: dict[str, Path]) -> None:
@@ -182,6 +188,24 @@ def test_a_limit_below_the_noise_floor_decides_nothing(nano: Reference) -> None:
     outcome = check_log_probabilities(replace(given, thresholds=strict))[0]
     assert outcome.verdict.state is State.NOT_ENOUGH_EVIDENCE
     assert "is below that" in outcome.verdict.reason
+
+
+@pytest.mark.parametrize("value", [np.nan, -np.inf])
+def test_a_reference_that_overflows_in_16_bits_has_no_floor_and_decides_nothing(
+    nano: Reference, value: float
+) -> None:
+    assert nano.forced is not None
+    narrow = tuple(replace(s, log_tail=s.log_tail + value) for s in nano.forced.narrow)
+    overflowed = replace(nano, forced=replace(nano.forced, narrow=narrow))
+    given = asked(overflowed, open_artifact(NANO), forced=nano.forced)
+    found = {outcome.check: outcome.verdict for outcome in check_log_probabilities(given)}
+    assert found["noise_floor"].state is State.NOT_ENOUGH_EVIDENCE
+    assert "an unknown amount from itself in 16 bits" in found["noise_floor"].reason
+    assert found["noise_floor"].numbers["in_16_bits"] is None
+    assert found["chat_kl"].numbers["limit"] == pytest.approx(given.thresholds.kl, abs=1e-6)
+    unmeasured = replace(nano, forced=replace(nano.forced, alone=(), narrow=()))
+    given = asked(unmeasured, open_artifact(NANO), forced=nano.forced)
+    assert check_log_probabilities(given)[0].verdict.state is State.NOT_ENOUGH_EVIDENCE
 
 
 def test_a_server_scored_at_the_ends_of_prompts_is_compared_there(

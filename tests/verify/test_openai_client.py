@@ -52,7 +52,9 @@ def test_the_only_model_needs_no_name_and_several_need_one() -> None:
         assert find_model(server.url + "#c").version == "not stated"
 
 
-@pytest.mark.parametrize("listed", [{}, {"data": []}, {"data": None}, {"data": ["hermes"]}])
+@pytest.mark.parametrize(
+    "listed", [{}, {"data": []}, {"data": None}, {"data": 5}, {"data": ["hermes"]}]
+)
 def test_a_server_without_models_is_none_of_ours(listed: Any) -> None:
     with loopback(lambda *_: Answer(listed)) as server, pytest.raises(ServerError) as error:
         find_model(server.url)

@@ -175,6 +175,13 @@ def test_a_call_the_server_garbled_is_malformed_and_not_lost(engine: Open, argum
     assert len(reply.malformed) == 1
 
 
+@pytest.mark.parametrize("stated", [5, "f", {"name": "f"}])
+def test_tool_calls_that_are_no_list_are_malformed(engine: Open, stated: Any) -> None:
+    with loopback(lambda *_: Answer(message(tool_calls=stated))) as server:
+        (reply,) = engine(server).chat([conversation()], max_new_tokens=4)
+    assert (reply.calls, len(reply.malformed)) == ((), 1)
+
+
 def test_recorded_calls_get_the_ids_that_servers_insist_on() -> None:
     called = {"role": "assistant", "tool_calls": [{"name": "f", "arguments": {"x": "é"}}, CALL]}
     results = [{"role": "tool", "name": "f", "content": text} for text in ("1", "2")]

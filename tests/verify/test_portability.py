@@ -58,6 +58,10 @@ DAMAGE: dict[str, tuple[Callable[[str], str], set[Form]]] = {
         lambda text: text.replace('"f"', '"evaluate"'),
         {Form.OFFERED},
     ),
+    "a list for the function's name": (
+        lambda text: text.replace('"f"', '["f"]'),
+        {Form.OFFERED},
+    ),
     "a sentence after it": (lambda text: text + "\nDone.", {Form.LAST}),
     "text between two calls": (lambda text: f"{text}\nand\n{text}", {Form.LAST}),
     "the turn's end left over": (lambda text: text + "<|eot_id|>", {Form.LAST, Form.CLEAN}),
@@ -202,3 +206,29 @@ def test_hostile_replies_take_linear_time() -> None:
         begin = time.process_time()
         lacking(answer(f"<tool_call>{body}</tool_call>{body}"), OFFERED, SPECIAL)
         assert time.process_time() - begin < 3, body[:9]
+
+
+def test_the_numbers_are_those_of_the_property_that_decides(reference: Reference) -> None:
+    """Two properties drop alike; only the one without flips to the other side is sure to."""
+
+    def late(name: str, right: str) -> str:
+        return right + "\nOk."
+
+    def number(name: str) -> int:
+        return int(name.split("-")[1]) if name.startswith("tool") else PER_KIND
+
+    def ours(name: str, right: str) -> str:
+        return late(name, right) if 20 <= number(name) < 32 else right
+
+    def theirs(name: str, right: str) -> str:
+        unclosed = right.removesuffix("</tool_call>") if 40 <= number(name) < 48 else right
+        return late(name, unclosed) if number(name) < 20 else unclosed
+
+    found = check_portability(evidence_of(reference, theirs, first=ours))
+    assert found is not None
+    drops = {p.subject: (p.values["lost"], p.values["gained"]) for p in found.points}
+    assert (drops[Form.CLOSED], drops[Form.LAST]) == ((8, 0), (20, 12))
+    numbers = found.verdict.numbers
+    assert (found.verdict.state, numbers["worst"]) == (State.FAIL, Form.CLOSED)
+    assert numbers["drop_low"] > numbers["margin"]  # type: ignore[operator]
+    assert "most: closing_tag, 8 lost" in found.verdict.reason

@@ -8,6 +8,7 @@ import os
 import shutil
 from collections.abc import Callable
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -16,6 +17,7 @@ from safetensors.torch import load_file, save_file
 
 from convert.checkpoint import Checkpoint
 from convert.conversation import Conversation
+from convert.errors import UnsupportedError
 from convert.rendering import Tokenizer
 from tests.miniature import change_json
 from tests.verify.test_verify import write_suite
@@ -214,6 +216,22 @@ def test_the_verb_loads_the_reference_once_for_all_runs(
     assert opened == [Kind.CHECKPOINT, Kind.GGUF, Kind.GGUF, Kind.GGUF, Kind.GGUF]
     assert seen[0] == seen[1]
     assert {o["check"] for o in seen[0][0]} >= {"chat_kl", "reply_kl", "trigger", "long_context"}
+
+
+def test_a_reference_whose_cache_is_rounded_is_refused_and_never_kept(
+    folder: Path, artifacts: dict[str, Path], tmp_path: Path
+) -> None:
+    """Nothing in the key would tell it from the one that every later run needs."""
+    with pytest.raises(UnsupportedError, match=r"keys and values in float8_e4m3, scale 1\.0, exp"):
+        verify(
+            folder,
+            [artifacts["F32"]],
+            suite=write_suite(tmp_path, 4),
+            max_new_tokens=4,
+            cache=tmp_path / "cache",
+            open_engine=partial(open_engine, kv_type="fp8"),
+        )
+    assert not list(tmp_path.glob("cache/*"))
 
 
 def test_the_default_folder_is_the_users(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:

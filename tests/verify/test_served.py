@@ -32,7 +32,7 @@ def number_of(text: str) -> int:
     return int(text.split("call f with ")[1].split("<")[0])
 
 
-def served(folder: Path, *, extra_prompt_tokens: int = 0, shift: int = 0) -> Respond:
+def served(folder: Path, *, extra_prompt_tokens: int = 0, shift: float = 0) -> Respond:
     """A faithful server of the reference in `folder`, apart from what is asked for."""
     tokenizer = Tokenizer.open(folder)
 
@@ -66,7 +66,7 @@ def served(folder: Path, *, extra_prompt_tokens: int = 0, shift: int = 0) -> Res
 def run(reference_folder: Path, tmp_path: Path) -> Callable[..., ArtifactReport]:
     """Verify a loopback server by its address; the reference itself is scripted."""
 
-    def verify_one(respond: Respond, count: int = 60) -> ArtifactReport:
+    def verify_one(respond: Respond, count: int = 60, equality: str = "json") -> ArtifactReport:
         reference = scripted(reference_folder, {Kind.CHECKPOINT: right})
 
         def choose(artifact: Artifact) -> Engine:
@@ -77,7 +77,7 @@ def run(reference_folder: Path, tmp_path: Path) -> Callable[..., ArtifactReport]
                 reference_folder,
                 [server.url],
                 suite=write_suite(tmp_path, count),
-                gate=write_gate(tmp_path),
+                gate=write_gate(tmp_path, equality=equality),
                 open_engine=choose,
             )
             text = json.dumps(report.to_dict(), allow_nan=False)
@@ -94,6 +94,15 @@ def run(reference_folder: Path, tmp_path: Path) -> Callable[..., ArtifactReport]
 
 def outcome(report: ArtifactReport, name: str) -> Any:
     return next(outcome for outcome in report.outcomes if outcome.check == name)
+
+
+@pytest.mark.parametrize(("equality", "state"), [("json", State.FAIL), ("numeric", State.PASS)])
+def test_a_server_is_held_to_the_tier_of_the_gate(
+    run: Callable[..., ArtifactReport], reference_folder: Path, equality: str, state: State
+) -> None:
+    """Its template or parser makes 1.0 of every 1."""
+    found = outcome(run(served(reference_folder, shift=0.0), equality=equality), "served_calls")
+    assert (found.verdict.state, found.verdict.numbers["equality"]) == (state, equality)
 
 
 def test_a_faithful_server_passes_and_its_files_are_not_vouched_for(

@@ -60,3 +60,17 @@ def test_what_is_no_suite(tmp_path: Path) -> None:
     write(tmp_path / "two" / "b.jsonl", ["same"])
     with pytest.raises(ConversationError, match=r"'same' is also in a\.jsonl"):
         read_suite(tmp_path / "two", tmp_path)
+
+
+@pytest.mark.parametrize("schema", [{"type": "dict"}, {"$ref": "http://127.0.0.1:9/s.json"}])
+def test_a_schema_that_can_judge_nothing_is_refused_with_the_conversations_name(
+    tmp_path: Path, schema: dict[str, str]
+) -> None:
+    message = {"role": "user", "content": "hi"}
+    due = {"json": 1, "schema": schema}
+    whole = {"id": "a", "messages": [message], "expected": due}
+    later = {"id": "a", "messages": [message], "then": [{"messages": [message], "expected": due}]}
+    for line in (whole, later):
+        (tmp_path / "s.jsonl").write_text(json.dumps(line))
+        with pytest.raises(ConversationError, match=r"s\.jsonl: conversation 'a': schema is no"):
+            read_suite(tmp_path / "s.jsonl", tmp_path)

@@ -49,11 +49,11 @@ def write_suite(folder: Path, count: int) -> Path:
     return path
 
 
-def write_gate(folder: Path, drop: float = 0.1) -> Path:
+def write_gate(folder: Path, drop: float = 0.1, equality: str = "json") -> Path:
     """A gate for every type with one margin, which a few dozen prompts can show."""
     drops = dict.fromkeys(Drops.model_fields, drop)
     asked = {"name": "all", "types": ["*"], "same_calls": 0.9, "kl": 0.01}
-    asked |= {"same_trigger": 0.9, "drops": drops}
+    asked |= {"same_trigger": 0.9, "drops": drops, "equality": equality}
     path = folder / "gate.yaml"
     path.write_text(json.dumps({"classes": [asked]}))
     return path

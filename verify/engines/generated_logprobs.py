@@ -66,6 +66,8 @@ def _ask(ask: Ask, prompt: list[int], top: int, forced: int | str) -> Row | None
     content = logprobs.get("content") if isinstance(logprobs, dict) else None
     if not content:
         return None
+    if not isinstance(content, list):
+        raise ValueError("log-probabilities that are no list")
     return _read_row(content[0], forced if isinstance(forced, int) else None)
 
 
@@ -76,7 +78,7 @@ def _read_row(stated: Any, target: int | None) -> Row:
         row = {i: (logprob, rank) for rank, (i, logprob) in enumerate(named, start=1)}
         if target is not None and int(stated["id"]) == target:
             row.setdefault(target, (_number(stated), len(row) + 1))
-    except (KeyError, TypeError, ValueError) as error:
+    except (KeyError, TypeError, ValueError, OverflowError) as error:
         raise ValueError(f"a log-probability that cannot be read: {error!r}") from error
     if len(row) < 2:
         raise ValueError("fewer than two tokens named at one place")

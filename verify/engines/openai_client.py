@@ -48,7 +48,8 @@ def find_model(address: str, *, timeout_s: float = FIND_TIMEOUT_S) -> ServedMode
     url, wanted = _parse(address)
     with Client(url, timeout_s=timeout_s) as client:
         listed = client.get(f"{url}/models").get("data")
-        models = [entry for entry in listed or () if isinstance(entry, dict)]
+        listed = listed if isinstance(listed, list) else []
+        models = [entry for entry in listed if isinstance(entry, dict)]
         by_name = {str(entry.get("id")): entry for entry in models}
         if not by_name:
             raise ServerError(f"{url}/models: lists no model; is this an OpenAI-compatible server?")

@@ -208,7 +208,8 @@ class OpenAIEngine:
             raise ServerError(f"{self._served.url}: a chat completion without a message")
         calls: list[ToolCall] = []
         malformed: list[str] = []
-        for call in message.get("tool_calls") or ():
+        stated = message.get("tool_calls") or []
+        for call in stated if isinstance(stated, list) else [stated]:
             try:
                 calls.append(read_call(call))
             except (ValueError, KeyError, TypeError, RecursionError) as error:

@@ -20,6 +20,9 @@ from verify.engines.log_probabilities import Floats, Passage, Scored
 SERVED_TOP = 20
 TAIL_FLOOR = 1e-6
 """Named log-probabilities are float32: what their sum leaves of 1 is rounding below this."""
+ROUNDING = 1e-2
+"""By so much the probabilities of a row may be above 1: some servers compute in 16 bits."""
+MAX_ID = 1 << 31
 
 Row = Mapping[int, tuple[float, int]]
 """Log-probability and rank, from 1, by id: the tokens that a server names at one place."""
@@ -33,7 +36,13 @@ def read_prompt_logprobs(stated: Any, passage: Passage) -> Scored:
 
 
 def scored_from_rows(rows: Sequence[Row], passage: Passage) -> Scored:
-    """What a server named at each scored token, [P], as log-probabilities of the candidates."""
+    """What a server named at each scored token, [P], as log-probabilities of the candidates.
+
+    Raises ValueError for numbers that are no log-probabilities: divergences are never below 0, so
+    an artifact whose server gives logits would look like its reference.
+    """
+    for row in rows:
+        _check_distribution(row)
     picked = passage.candidates
     if picked is None:
         width = min(len(row) for row in rows)
@@ -56,8 +65,16 @@ def _read_row(row: Any) -> Row:
         raise ValueError("fewer than two tokens named at one place")
     try:
         return {int(i): (float(v["logprob"]), int(v["rank"])) for i, v in row.items()}
-    except (KeyError, TypeError) as error:
+    except (KeyError, TypeError, OverflowError) as error:
         raise ValueError(f"a log-probability that cannot be read: {error}") from error
+
+
+def _check_distribution(row: Row) -> None:
+    if any(not 0 <= i < MAX_ID for i in row):
+        raise ValueError("log-probabilities of token ids that are none")
+    values = np.array([logprob for logprob, _ in row.values()])
+    if not (values <= ROUNDING).all() or np.exp(values).sum() > 1 + ROUNDING:  # NaN is not <=
+        raise ValueError("log-probabilities that are none: probabilities above 1, or no numbers")
 
 
 def _two_best(row: Row) -> list[int]:
