@@ -27,7 +27,8 @@ from quantize import calibrated
 from quantize.abliteration.edit_folder import EditFolder, Recipe, TensorEdit, write_edit
 from quantize.calibrate import calibrate
 from quantize.calibration_text import read_calibration_text
-from quantize.compressed_tensors import ONESHOT, quantization_config
+from quantize.compressed_table import ONESHOT
+from quantize.compressed_tensors import quantization_config
 from quantize.job import quantize
 from tests.command import command
 from tests.families import write_family

@@ -23,7 +23,7 @@ from convert.gguf_plan import gguf_outputs
 from convert.gguf_reader import GGUFFile, read_gguf
 from convert.output_tensor import OutputTensor, Scheme
 from convert.tensor import DTYPES, Block, Float32, TensorInfo, round_to
-from quantize.compressed_tensors import KNOWN
+from quantize.compressed_table import KNOWN
 from quantize.ggml import Ggml
 from verify.artifact import Artifact, Kind
 
