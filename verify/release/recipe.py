@@ -23,6 +23,7 @@ from convert.hub import is_on_disk, parse_hub_id
 from convert.job import EDITED
 from convert.yaml_file import read_yaml
 from quantize.calibration import IMATRIX
+from quantize.compressed_table import ONESHOT
 from verify.release.sections import (
     Abliteration,
     ArtifactSpec,
@@ -80,6 +81,11 @@ class Recipe(Section):
             return value
         plain = [artifact.to for artifact in info.data["artifacts"] if artifact.to]
         for target in value.artifacts:
+            if target in ONESHOT:
+                raise ValueError(
+                    f"{target} reads the checkpoint itself, which an edit does not change; release"
+                    " the edited checkpoint (SAFETENSORS), and this from a recipe of its own"
+                )
             if target not in plain:
                 raise ValueError(
                     f"{target} is not among the artifacts ({', '.join(plain)}); what is edited is"

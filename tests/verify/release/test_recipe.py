@@ -52,6 +52,10 @@ def write(folder: Path, text: str) -> Path:
         ("artifacts: [Q8_0]\nbase_model: Mini", ":4: base_model:"),
         ("artifacts: [Q8_0]\nname: a/b", "name:"),
         (EDIT.format("[Q4_K_M]"), ":4: abliteration: Q4_K_M is not among the artifacts (Q8_0)"),
+        (
+            EDIT.replace("Q8_0", "Q8_0, NVFP4").format("[NVFP4]"),
+            ":4: abliteration: NVFP4 reads the checkpoint itself",
+        ),
         (EDIT.format("[Q8_0, Q8_0]"), ":8: abliteration.artifacts: expected at least one"),
         (EDIT.format("[Q8_0]\n  name: Mini"), ":4: abliteration: name: expected another one than"),
         (EDIT.format("[Q8_0]\n  limits: {kl: 0}"), ":9: abliteration.limits.kl:"),
