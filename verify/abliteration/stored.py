@@ -23,7 +23,7 @@ from convert.gguf_plan import gguf_outputs
 from convert.gguf_reader import GGUFFile, read_gguf
 from convert.output_tensor import OutputTensor, Scheme
 from convert.tensor import DTYPES, Block, Float32, TensorInfo, round_to
-from quantize.compressed_table import KNOWN
+from quantize.compressed_table import KNOWN, ONESHOT
 from quantize.ggml import Ggml
 from verify.artifact import Artifact, Kind
 
@@ -94,7 +94,7 @@ class StoredTensors:
                 found = "missing" if there is None else f"of shape {there.shape}"
                 raise CheckpointError(
                     f"{self.artifact.name}: {output.name} is {found}; expected {output.shape}, as"
-                    f" in {self.base.path}"
+                    " in the source"
                 )
             kind = there.ggml_type
             data = np.frombuffer(self.gguf.read(output.name), dtype=np.uint8)
@@ -104,13 +104,13 @@ class StoredTensors:
             if parts[name].shape != info.shape:
                 raise CheckpointError(
                     f"{self.artifact.name}: {name} is of shape {parts[name].shape}; expected"
-                    f" {info.shape}, as in {self.base.path}"
+                    f" {info.shape}, as in the source"
                 )
             return Cast(info.dtype), [self._raw(parts[name])]
         if not parts:
             raise CheckpointError(f"{self.artifact.name}: {name} is missing")
         row = KNOWN.get(self.artifact.type)
-        if row is None:
+        if row is None or self.artifact.type in ONESHOT:
             raise UnsupportedError(
                 f"{self.artifact.name}: {self.artifact.type} is no scheme whose codes are read here"
             )
