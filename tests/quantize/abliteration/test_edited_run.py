@@ -171,7 +171,10 @@ def test_what_cannot_be_edited_is_refused_in_one_line(
         ({"schema_version": 2}, "schema_version"),
         ({"provenance": {"score": float("nan")}}, "not JSON compliant"),
         ({"provenance": {"source": "acme/Mini"}}, r"provenance\.source: Input should be an object"),
-        ({"provenance": {"candidate": {"id": "x", "bypass": 1.0}}}, r"provenance\.baseline: Field required"),
+        (
+            {"provenance": {"candidate": {"id": "x", "bypass": 1.0}}},
+            r"provenance\.baseline: Field required",
+        ),
     ],
 )
 def test_a_recipe_that_does_not_add_up_is_refused(

@@ -46,6 +46,12 @@ def write(folder: Path, text: str) -> Path:
         ("artifacts: [{to: Q8_0, fit_bytes: 5GB}]", "give exactly one of to"),
         ("artifacts: [{fit_bytes: 5}]", ":3: artifacts.0.fit_bytes:"),
         ("artifacts: [{fit_bytes: 5 apples}]", "'5 apples' is not a size"),
+        ("artifacts: [FP8]", "FP8 needs a calibration; set options.calibration"),
+        ("artifacts: [{to: NVFP4, numerics: ct-sm90}]", "NVFP4 needs a calibration"),
+        (
+            "artifacts: [NVFP4]\noptions: {calibration: cal, numerics: ct-sm90}",
+            "numerics ct-sm90 is not for NVFP4, which llm-compressor computes; give it ct-eager",
+        ),
         ("artifacts: []", ":3: artifacts:"),
         ("artifacts: [Q8_0]\nsigning: {method: pgp}", ":4: signing.method:"),
         ("artifacts: [Q8_0]\npublish: {repositories: two}", ":4: publish.repositories:"),
