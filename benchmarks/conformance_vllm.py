@@ -22,7 +22,7 @@ from pathlib import Path
 from rich.console import Console
 from rich.table import Table
 
-from quantize.compressed_tensors import TARGETS
+from quantize.compressed_table import TARGETS
 from quantize.job import quantize
 from tests.families import CONFIGS, write_family
 from tests.miniature import write_tokenizer

@@ -25,7 +25,7 @@ from convert.errors import OutputError, UnsupportedError
 from convert.finishing import finish_files, paths_of, publish
 from convert.output_tensor import OutputTensor, Part
 from convert.plan import PlannedArtifact
-from convert.run import Result
+from convert.run import Result, split_finished
 from convert.safetensors import read_header
 from convert.staged_files import StagedFiles
 from convert.staging import Artifact
@@ -48,17 +48,23 @@ def make_elsewhere(
     source: Mapping[str, Any],
     recipe: Mapping[str, Any],
     tool: str,
+    force: bool,
     threads: int,
     on_progress: Progress | None,
 ) -> Result:
-    """Make one artifact in the folder `out`; whatever has its name there is replaced.
+    """Make one artifact in the folder `out`; an equal one that is there already is kept.
 
-    Raises OutputError where the disk is too small, UnsupportedError for tensors that were not
-    planned. Whatever is raised, nothing incomplete is left.
+    Raises OutputError where something else has the name and `force` is not set, or the disk is too
+    small; UnsupportedError for tensors that were not planned. Whatever is raised, nothing
+    incomplete is left.
     """
     fingerprint = planned.fingerprint(checkpoint, tool)
     with staging.staging_folder(out) as folder:
         staging.check_names(out, [planned.name])
+        # Nobody else writes here now, and what a killed run had moved aside is back.
+        done, _ = split_finished([planned], checkpoint, tool, out, force)
+        if done:
+            return done[planned.name]
         scratch = folder / f"{planned.name}{_MADE}"
         places = (scratch, folder / planned.name)
         _remove(places)

@@ -189,6 +189,7 @@ def _run(
             source=model.source(),
             recipe=recipe,
             tool=tool_version(),
+            force=force,
             threads=threads or os.cpu_count() or 1,
             on_progress=on_progress,
         )

@@ -23,7 +23,8 @@ from quantize.abliteration.edit_folder import read_edit
 from quantize.calibrate import calibrate
 from quantize.calibration import Calibration, check_model, read_calibration
 from quantize.choice import NO_OVERRIDES, Overrides
-from quantize.compressed_tensors import CALIBRATED, KNOWN, ONESHOT, plan_compressed
+from quantize.compressed_table import CALIBRATED, KNOWN, ONESHOT
+from quantize.compressed_tensors import plan_compressed
 from quantize.gguf_targets import Options, plan_mixture, plan_own_mixture, plan_size_target
 from quantize.importance import read_importance
 from quantize.mixture_table import MIXTURES

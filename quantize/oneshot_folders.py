@@ -45,6 +45,8 @@ class OneshotFolders:
     def plan(self, model: Model, target: str) -> PlannedArtifact:
         """The folder `<name>-<target>`, every size of it."""
         refuse(model, target)
+        if self._scales.kv_cache:
+            _refuse_moved_values(model, target)
         version = calibrated.installed(target)
         text = self._read(model, target)
         planned = plan_compressed(
@@ -115,6 +117,20 @@ def refuse(model: Model, target: str) -> None:
             " NVFP4A16 and FP8_DYNAMIC take mixtures)"
         )
     _dtype(model, target)
+
+
+def _refuse_moved_values(model: Model, target: str) -> None:
+    """Raise UnsupportedError where values leave v_proj in other sizes than were calibrated.
+
+    llm-compressor's AWQ leaves v_proj alone where o_proj has more columns than it has rows.
+    """
+    spec = model.checkpoint.spec
+    if target == "W4A16_AWQ" and spec.num_key_value_heads == spec.num_attention_heads:
+        raise UnsupportedError(
+            f"{model.name}: every head has values of its own, and {target} moves scales into"
+            " v_proj, so that the calibrated scale of the cache would be wrong; leave out"
+            " --kv-cache-fp8, or make W4A16_GPTQ with it"
+        )
 
 
 def _dtype(model: Model, target: str) -> str:

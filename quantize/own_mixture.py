@@ -31,7 +31,7 @@ from convert.gguf_plan import GGUFOutput
 from convert.model import FLOAT_FILE_TYPES
 from convert.yaml_file import read_yaml
 from quantize.choice import NO_OVERRIDES, Choice, Overrides, fit, override, parse_type
-from quantize.compressed_tensors import KNOWN
+from quantize.compressed_table import KNOWN
 from quantize.mixture_table import MIXTURES
 from quantize.size_target import SIZE_PREFIXES
 

@@ -25,7 +25,8 @@ from convert.errors import InputError, UnsupportedError
 from convert.gguf import GGML_TYPES
 from convert.gguf_reader import GGUFFile, read_gguf
 from convert.model_spec import read_json_object
-from quantize.compressed_tensors import KNOWN, quantization_config
+from quantize.compressed_table import KNOWN
+from quantize.compressed_tensors import quantization_config
 from quantize.mixture_table import MIXTURES
 from verify.quantization import COMPRESSED_TENSORS
 

@@ -45,6 +45,29 @@ class TensorEdit(BaseModel):
     strength: Annotated[float, Field(gt=0, le=4, allow_inf_nan=False)]
 
 
+class _Counted(BaseModel):
+    refused: int
+    prompts: int
+
+
+class _Chosen(BaseModel):
+    id: str
+    bypass: float
+
+
+class _Applied(BaseModel):
+    candidate: _Chosen
+    baseline: _Counted
+    score_before: float
+
+
+class _Told(BaseModel):
+    """What reports repeat of a provenance, as far as it is there; the rest is anybody's."""
+
+    source: dict[str, Any] = {}
+    prompt_sets_sha256: dict[str, str] = {}
+
+
 class Recipe(BaseModel):
     """edit.json."""
 
@@ -59,6 +82,9 @@ class Recipe(BaseModel):
     def _is_json(cls, provenance: dict[str, Any]) -> dict[str, Any]:
         """Reports repeat it, and JSON has no NaN."""
         json.dumps(provenance, allow_nan=False)
+        _Told.model_validate(provenance)
+        if "candidate" in provenance:
+            _Applied.model_validate(provenance)
         return provenance
 
 
@@ -161,11 +187,12 @@ def _read(path: Path, info: Any) -> Float32:
 
 
 def write_edit(folder: Path, edit: EditFolder) -> None:
-    """Write both files."""
+    """Write both files; the recipe leaves first and comes last: it never has others' vectors."""
     text = json.dumps(edit.recipe.model_dump(), indent=2, ensure_ascii=False)
     with writing(folder):
+        (folder / RECIPE_NAME).unlink(missing_ok=True)
         write_vectors(folder / DIRECTIONS_NAME, edit.directions)
-        (folder / RECIPE_NAME).write_text(text + "\n", encoding="utf-8")
+        write_whole(folder / RECIPE_NAME, f"{text}\n".encode())
 
 
 @contextmanager

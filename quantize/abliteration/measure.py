@@ -132,15 +132,12 @@ def _key(made_of: Mapping[str, str], stage: str) -> str:
 
 def _left_over(out: Path, progress: Path, made_of: Mapping[str, str]) -> Measurement | None:
     """What an earlier run left of the same; of something else, an error where it is complete."""
-    from quantize.activations.saved import kept_key
-
     found = None
     try:
         found = read_measurement(out)
         earlier = found.made_of
     except InputError:
-        kept = kept_key(progress)
-        earlier = json.loads(kept)[1] if kept else made_of
+        earlier = _stopped_at(progress) or made_of
     changed = [n for n in {**made_of, **earlier} if made_of.get(n) != earlier.get(n)]
     if not changed:
         return found
@@ -151,6 +148,17 @@ def _left_over(out: Path, progress: Path, made_of: Mapping[str, str]) -> Measure
         )
     warn(f"{out}: the {' and '.join(changed)} changed since the last run; measuring afresh")
     return None
+
+
+def _stopped_at(progress: Path) -> Mapping[str, str] | None:
+    """What a stopped measurement was made of; None where there is nothing of one."""
+    from quantize.activations.saved import kept_key
+
+    try:
+        _, made_of = json.loads(kept_key(progress) or "")
+    except (ValueError, TypeError):  # the key of another verb, which has its own
+        return None
+    return made_of if isinstance(made_of, dict) else None
 
 
 def _nothing_to_remove(found: Measurement, least_rate: float) -> str | None:

@@ -131,6 +131,8 @@ def read_measurement(folder: Path) -> Measurement:
         data: dict[str, Any] = json.loads(path.read_bytes())
         if data["schema_version"] != SCHEMA_VERSION:
             raise ValueError(f"schema_version {data['schema_version']}")
+        if not isinstance(data["made_of"], dict):
+            raise ValueError("made_of is no object")
         baseline = {k: v for k, v in data["baseline"].items() if k != "rate"}
         baseline["first_tokens"] = tuple(baseline["first_tokens"])
         return Measurement(
@@ -141,7 +143,7 @@ def read_measurement(folder: Path) -> Measurement:
             baseline=Baseline(**baseline),
             arrays=read_vectors(folder / ARRAYS_NAME) if data["complete"] else {},
         )
-    except (OSError, ValueError, KeyError, TypeError) as error:
+    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
         raise InputError(
             f"{path}: not a measurement this version reads ({error}); run abliterate measure"
         ) from error

@@ -22,7 +22,7 @@ from convert.families.rules import Rule
 from convert.model import Model
 from convert.model_spec import ModelSpec
 from convert.tensor import TensorInfo
-from quantize.compressed_tensors import CALIBRATED, ONESHOT
+from quantize.compressed_table import CALIBRATED, ONESHOT
 from quantize.fit.candidate import Candidate, from_plan
 from quantize.gguf_targets import Options
 from quantize.importance import ImportanceFile

@@ -6,7 +6,7 @@ import re
 from pathlib import Path
 
 from convert.model_spec import read_model_spec
-from quantize.compressed_tensors import CALIBRATED, ONESHOT
+from quantize.compressed_table import CALIBRATED, ONESHOT
 from quantize.fit.makeable import NEEDS_IMATRIX, headers_from_config
 from quantize.gguf_targets import Options
 from quantize.job import planners

@@ -21,7 +21,7 @@ from convert.model import open_model
 from convert.plan import plan_run
 from convert.run import run
 from convert.tensor import Block
-from quantize.compressed_tensors import TARGETS
+from quantize.compressed_table import TARGETS
 from quantize.fp4 import Mxfp4
 from quantize.fp8 import decode_e4m3, encode_e4m3
 from quantize.gguf_targets import Options

@@ -17,6 +17,7 @@ from typing import Any
 import pytest
 import torch
 import transformers
+from safetensors.torch import save_file
 
 from convert.checkpoint import Checkpoint
 from convert.conversation import read_conversations
@@ -27,12 +28,14 @@ from quantize import calibrated
 from quantize.abliteration.edit_folder import EditFolder, Recipe, TensorEdit, write_edit
 from quantize.calibrate import calibrate
 from quantize.calibration_text import read_calibration_text
-from quantize.compressed_tensors import ONESHOT, quantization_config
+from quantize.compressed_table import ONESHOT
+from quantize.compressed_tensors import quantization_config
 from quantize.job import quantize
 from tests.command import command
 from tests.families import write_family
 from tests.miniature import change_json, write_checkpoint, write_tokenizer
 from tests.quantize.nano import NANO, tensors, write_conversations, write_nano_in_float32
+from verify.abliteration.stored import open_tensors
 from verify.artifact import open_artifact
 from verify.check import State
 from verify.engines.activations import ROUNDED_TO_FP4, WEIGHTS_ONLY
@@ -318,8 +321,6 @@ def test_tensors_that_were_not_planned_are_not_published(
     damage: Any,
     message: str,
 ) -> None:
-    from safetensors.torch import save_file
-
     def other_version(checkpoint: Path, target: str, dtype: str, chunks: Any, out: Path, _: Any):
         stored = dict(tensors(ours[target]))
         damage(stored)
@@ -387,6 +388,48 @@ def test_an_edit_on_the_way_is_refused_because_it_would_not_be_seen(
     write_edit(tmp_path / "edit", EditFolder(Recipe(edits=(line,)), {"r": direction}))
     with pytest.raises(UnsupportedError, match="NVFP4 reads the checkpoint itself"):
         quantize(str(source), tmp_path, ["NVFP4"], calibration=data, abliterate=tmp_path / "edit")
+
+
+@pytest.mark.parametrize("target", ONESHOT)
+def test_their_codes_are_not_guessed_at_where_an_edit_is_looked_for(
+    source: Path, ours: Made, target: str
+) -> None:
+    with (
+        Checkpoint.open(source) as base,
+        open_tensors(open_artifact(ours[target]), base) as stored,
+        pytest.raises(UnsupportedError, match=f"{target} is no scheme whose codes are read here"),
+    ):
+        stored.values("model.layers.0.self_attn.o_proj.weight")
+
+
+def test_a_cache_scale_is_refused_where_awq_changes_what_it_was_measured_of(
+    tmp_path: Path, source: Path, data: Path
+) -> None:
+    """With as many key as query heads AWQ moves scales into v_proj: by up to 1.3 in hermes-nano."""
+    wide = shutil.copytree(source, tmp_path / "wide")
+    change_json(wide / "config.json", num_key_value_heads=8)
+    stored = dict(tensors(wide))
+    for name in [name for name in stored if name.endswith(("k_proj.weight", "v_proj.weight"))]:
+        stored[name] = stored[name].repeat(2, 1)
+    save_file(stored, wide / "model.safetensors")
+    calibration = calibrate(str(wide), tmp_path / "cal", data).folder
+    options: dict[str, Any] = {"calibration": calibration, "kv_cache": True, "dry_run": True}
+    with pytest.raises(UnsupportedError, match="moves scales into v_proj, so that the calib"):
+        quantize(str(wide), tmp_path / "out", ["W4A16_AWQ"], **options)
+    quantize(str(wide), tmp_path / "out", ["W4A16_GPTQ", "NVFP4"], **options)
+
+
+def test_what_another_run_finished_in_the_meantime_is_not_replaced(
+    tmp_path: Path, source: Path, data: Path, copy: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It appears after the first look, before the folder is locked."""
+    other = write_conversations(tmp_path / "other.jsonl", 30)
+    monkeypatch.setattr("convert.job.split_finished", lambda planned, *_: ({}, list(planned)))
+    before = (copy / "m-NVFP4" / "hermes-quant.json").read_bytes()
+    assert quantize(str(source), copy, ["NVFP4"], calibration=data, name="m").results[0].kept
+    with pytest.raises(OutputError, match="exists and was not made from this source"):
+        quantize(str(source), copy, ["NVFP4"], calibration=other, name="m")
+    assert (copy / "m-NVFP4" / "hermes-quant.json").read_bytes() == before
 
 
 @pytest.mark.parametrize("target", ["W4A16_GPTQ", "NVFP4"])

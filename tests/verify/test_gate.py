@@ -8,7 +8,7 @@ import pytest
 import yaml
 
 from convert.errors import InputError
-from quantize.compressed_tensors import KNOWN
+from quantize.compressed_table import KNOWN
 from tests.command import invoke
 from tests.verify.damage import rewrite_gguf
 from tests.verify.test_verify import write_gate, write_suite

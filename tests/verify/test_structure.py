@@ -16,7 +16,7 @@ from safetensors.torch import load_file, save_file
 
 from convert.checkpoint import Checkpoint
 from convert.rendering import Tokenizer
-from quantize.compressed_tensors import TARGETS
+from quantize.compressed_table import TARGETS
 from quantize.job import quantize
 from tests.miniature import write_checkpoint
 from tests.verify.conftest import evidence

@@ -16,7 +16,7 @@ import pytest
 
 from convert import checkpoint_copy
 from convert.model import FLOAT_FILE_TYPES
-from quantize.compressed_tensors import CALIBRATED, ONESHOT
+from quantize.compressed_table import CALIBRATED, ONESHOT
 from quantize.gguf_targets import Options
 from quantize.job import planners, quantize
 from quantize.mixture_table import MIXTURES

@@ -21,10 +21,11 @@ from convert.errors import CheckpointError, UnsupportedError
 from convert.families import family_of
 from convert.gguf_plan import gguf_outputs
 from convert.gguf_reader import GGUFFile, read_gguf
-from convert.output_tensor import OutputTensor, Scheme
+from convert.output_tensor import OutputTensor, Part, Scheme
 from convert.tensor import DTYPES, Block, Float32, TensorInfo, round_to
-from quantize.compressed_tensors import KNOWN
+from quantize.compressed_table import KNOWN, ONESHOT
 from quantize.ggml import Ggml
+from quantize.scaled import NUMERICS
 from verify.artifact import Artifact, Kind
 
 _MARKS = ("_packed", "_scale", "_shape", "_global_scale", "")
@@ -94,7 +95,7 @@ class StoredTensors:
                 found = "missing" if there is None else f"of shape {there.shape}"
                 raise CheckpointError(
                     f"{self.artifact.name}: {output.name} is {found}; expected {output.shape}, as"
-                    f" in {self.base.path}"
+                    " in the source"
                 )
             kind = there.ggml_type
             data = np.frombuffer(self.gguf.read(output.name), dtype=np.uint8)
@@ -104,22 +105,30 @@ class StoredTensors:
             if parts[name].shape != info.shape:
                 raise CheckpointError(
                     f"{self.artifact.name}: {name} is of shape {parts[name].shape}; expected"
-                    f" {info.shape}, as in {self.base.path}"
+                    f" {info.shape}, as in the source"
                 )
             return Cast(info.dtype), [self._raw(parts[name])]
         if not parts:
             raise CheckpointError(f"{self.artifact.name}: {name} is missing")
         row = KNOWN.get(self.artifact.type)
-        if row is None:
+        if row is None or self.artifact.type in ONESHOT:
             raise UnsupportedError(
                 f"{self.artifact.name}: {self.artifact.type} is no scheme whose codes are read here"
             )
-        scheme = row.scheme(self.artifact.type, info.dtype)
-        names = [name + p.suffix for p in scheme.parts((info.rows, info.columns), info.dtype)]
-        missing = [part for part in names if part not in parts]
-        if missing:
-            raise CheckpointError(f"{self.artifact.name}: {missing[0]} is missing")
-        return scheme, [self._raw(parts[part]) for part in names]
+        wrong = []
+        for numerics in NUMERICS:  # no file says which; they differ in the dtype of scales
+            scheme = row.scheme(self.artifact.type, info.dtype, numerics=numerics)
+            wanted = scheme.parts((info.rows, info.columns), info.dtype)
+            unlike = [part for part in wanted if not _is_like(parts.get(name + part.suffix), part)]
+            if not unlike:
+                return scheme, [self._raw(parts[name + part.suffix]) for part in wanted]
+            wrong += unlike
+        held = parts.get(name + wrong[0].suffix)
+        found = f"{held.dtype} {list(held.shape)}" if held else "missing"
+        raise CheckpointError(
+            f"{self.artifact.name}: {name}{wrong[0].suffix} is {found}; expected {wrong[0].dtype}"
+            f" {list(wrong[0].shape)}"
+        )
 
     def _parts(self, name: str) -> list[TensorInfo]:
         """What a folder stores for one tensor: weight, scales, shape."""
@@ -130,6 +139,10 @@ class StoredTensors:
         assert self.folder is not None
         raw = self.folder.read_rows(info, 0, info.rows).raw
         return np.ascontiguousarray(raw).reshape(-1).view(np.uint8)
+
+
+def _is_like(held: TensorInfo | None, part: Part) -> bool:
+    return held is not None and (held.dtype, held.shape) == (part.dtype, part.shape)
 
 
 @contextmanager

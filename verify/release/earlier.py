@@ -25,19 +25,25 @@ SET_ASIDE = f"{MANIFEST_NAME}.earlier"
 
 def stale_on_hub(api: Any, repository: str, new: Collection[str]) -> list[str]:
     """The files of a hub repository that only its earlier release had."""
-    from huggingface_hub.errors import EntryNotFoundError
+    from huggingface_hub.errors import RemoteEntryNotFoundError
 
     with tempfile.TemporaryDirectory() as folder:
         try:
             api.hf_hub_download(repository, MANIFEST_NAME, local_dir=folder)
-            return _stale(read_manifest(Path(folder)), new)
-        except (EntryNotFoundError, CheckpointError):  # none, or somebody else's file
+            return sorted(_files(read_manifest(Path(folder))) - set(new))
+        except (RemoteEntryNotFoundError, CheckpointError):  # none, or somebody else's file
             return []
 
 
-def set_aside(system: Any, root: str) -> None:
-    """Take the manifest at `root` away from readers, but keep what it lists."""
-    system.mv(f"{root}/{MANIFEST_NAME}", f"{root}/{SET_ASIDE}")
+def set_aside(system: Any, root: str, new: Collection[str]) -> None:
+    """Take the manifest at `root` away from readers, but keep what it lists.
+
+    One that lies aside already is of a publication that was stopped at its deletions: they come
+    first, or nobody would know of those files any more.
+    """
+    manifest = f"{root}/{MANIFEST_NAME}"
+    delete_stale(system, root, {*new, *_listed(system, manifest)})
+    system.mv(manifest, f"{root}/{SET_ASIDE}")
 
 
 def delete_stale(system: Any, root: str, new: Collection[str]) -> None:
@@ -45,18 +51,21 @@ def delete_stale(system: Any, root: str, new: Collection[str]) -> None:
     aside = f"{root}/{SET_ASIDE}"
     if not system.exists(aside):
         return
-    try:
-        manifest = json.loads(system.cat_file(aside))
-        check_manifest(manifest, Path(aside))
-        stale = _stale(manifest, new)
-    except (ValueError, AttributeError, CheckpointError):  # somebody else's file
-        stale = []
-    for name in stale:
+    for name in sorted(_listed(system, aside) - set(new)):
         if system.exists(f"{root}/{name}"):
             system.rm_file(f"{root}/{name}")
     system.rm_file(aside)
 
 
-def _stale(manifest: dict[str, Any], new: Collection[str]) -> list[str]:
-    listed = [str(file["path"]) for file in manifest["files"]] + list(NOT_LISTED)
-    return sorted(set(listed) - set(new))
+def _listed(system: Any, path: str) -> set[str]:
+    """The files of the release whose manifest is at `path`; none of somebody else's file."""
+    try:
+        manifest = json.loads(system.cat_file(path))
+        check_manifest(manifest, Path(path))
+        return _files(manifest)
+    except (ValueError, AttributeError, CheckpointError):
+        return set()
+
+
+def _files(manifest: dict[str, Any]) -> set[str]:
+    return {*(str(file["path"]) for file in manifest["files"]), *NOT_LISTED}

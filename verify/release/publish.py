@@ -150,7 +150,7 @@ def _to_url(place: Path, planned: Upload, on_sent: Steps | None) -> Upload:
     with _url_errors(planned.place):
         there = system.exists(f"{root}/{MANIFEST_NAME}")
         if there and not _is_there(system, f"{root}/{MANIFEST_NAME}", place / MANIFEST_NAME):
-            set_aside(system, root)
+            set_aside(system, root, planned.files)
         for number, name in enumerate(order):
             remote = f"{root}/{name}"
             if not _is_there(system, remote, place / name):

@@ -14,15 +14,17 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, Literal, Self
 
-from pydantic import Field, ValidationInfo, field_validator
+from pydantic import Field, ValidationInfo, field_validator, model_validator
 
 from convert.errors import InputError
 from convert.hub import is_on_disk, parse_hub_id
 from convert.job import EDITED
 from convert.yaml_file import read_yaml
 from quantize.calibration import IMATRIX
+from quantize.compressed_table import CALIBRATED, ONESHOT
+from quantize.scaled import NUMERICS
 from verify.release.sections import (
     Abliteration,
     ArtifactSpec,
@@ -71,6 +73,20 @@ class Recipe(Section):
             seen.add(artifact.target)
         return value
 
+    @model_validator(mode="after")
+    def _can_be_made(self) -> Self:
+        """What would end a build after hours is said before it begins."""
+        for artifact in self.artifacts:
+            options = self.options_of(artifact)
+            if artifact.to in (*CALIBRATED, *ONESHOT) and options.calibration is None:
+                raise ValueError(f"{artifact.to} needs a calibration; set options.calibration")
+            if artifact.to in ONESHOT and options.numerics != NUMERICS[0]:
+                raise ValueError(
+                    f"numerics {options.numerics} is not for {artifact.to}, which llm-compressor"
+                    f" computes; give it {NUMERICS[0]}"
+                )
+        return self
+
     @field_validator("abliteration")
     @classmethod
     def _of_plain_artifacts(
@@ -80,6 +96,11 @@ class Recipe(Section):
             return value
         plain = [artifact.to for artifact in info.data["artifacts"] if artifact.to]
         for target in value.artifacts:
+            if target in ONESHOT:
+                raise ValueError(
+                    f"{target} reads the checkpoint itself, which an edit does not change; release"
+                    " the edited checkpoint (SAFETENSORS), and this from a recipe of its own"
+                )
             if target not in plain:
                 raise ValueError(
                     f"{target} is not among the artifacts ({', '.join(plain)}); what is edited is"

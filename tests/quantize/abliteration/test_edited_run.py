@@ -170,6 +170,11 @@ def test_what_cannot_be_edited_is_refused_in_one_line(
         ({"edits": [{"tensor": "t", "direction": "d0", "strength": 1}] * 2}, "edited twice"),
         ({"schema_version": 2}, "schema_version"),
         ({"provenance": {"score": float("nan")}}, "not JSON compliant"),
+        ({"provenance": {"source": "acme/Mini"}}, r"provenance\.source: Input should be an object"),
+        (
+            {"provenance": {"candidate": {"id": "x", "bypass": 1.0}}},
+            r"provenance\.baseline: Field required",
+        ),
     ],
 )
 def test_a_recipe_that_does_not_add_up_is_refused(

@@ -10,11 +10,12 @@ import subprocess
 import sys
 from pathlib import Path
 
+import numpy as np
 import pytest
 
 from convert.errors import InputError
-from quantize.abliteration.measure import measure
-from quantize.abliteration.measurement import ARRAYS_NAME, JSON_NAME
+from quantize.abliteration.measure import _left_over, measure
+from quantize.abliteration.measurement import ARRAYS_NAME, JSON_NAME, read_measurement
 from quantize.abliteration.prompts import HARMLESS, REFUSED
 
 NANO = Path(__file__).parents[3] / "examples" / "hermes-nano"
@@ -94,6 +95,26 @@ def stopped(model: Path, files: tuple[Path, Path], out: Path, stage: str) -> Non
     with pytest.raises(StopError):
         measure(str(model), *files, out, on_progress=look)
     assert (out / PROGRESS).exists()
+
+
+def test_what_a_calibration_left_in_the_folder_is_nothing_to_go_on_from(tmp_path: Path) -> None:
+    progress = tmp_path / "progress.npz"
+    np.savez(progress, key=np.array("ab12" * 16), layer=np.array(1))
+    assert _left_over(tmp_path, progress, {"model": "a"}) is None
+
+
+@pytest.mark.parametrize(
+    "content",
+    [
+        [],
+        {"schema_version": 2, "made_of": {}, "baseline": 3},
+        {"schema_version": 2, "made_of": [], "baseline": {"first_tokens": []}},
+    ],
+)
+def test_a_measurement_of_other_values_is_one_line(tmp_path: Path, content: object) -> None:
+    (tmp_path / JSON_NAME).write_text(json.dumps(content))
+    with pytest.raises(InputError, match="not a measurement this version reads"):
+        read_measurement(tmp_path)
 
 
 @pytest.mark.parametrize("stage", ["replies", "means"])

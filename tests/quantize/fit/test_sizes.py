@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from convert import checkpoint_copy
-from quantize.compressed_tensors import CALIBRATED, ONESHOT
+from quantize.compressed_table import CALIBRATED, ONESHOT
 from quantize.fit import for_vllm, llama_cpp, vllm
 from quantize.fit.gpu import gpu_of_size
 from quantize.fit.memory import Verdict

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import shutil
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -76,6 +77,34 @@ def test_what_the_run_makes_passes_in_every_type(made: Path, target: str) -> Non
         assert [point.subject for point in residue.points] == EDITED
         missing = check_residue(base, plain, plain, edit)
         assert missing.verdict.state is State.FAIL, missing
+
+
+def test_scales_in_float32_are_read_as_they_are_stored(made: Path, tmp_path: Path) -> None:
+    sides = []
+    for folder, edit in (("plain", None), ("edited", made / "edit")):
+        options: dict[str, Any] = {"numerics": "fp32-scales", "abliterate": edit, "name": "m"}
+        quantize(str(made / "base"), tmp_path / folder, ["FP8_DYNAMIC", "W4A16"], **options)
+        sides.append(tmp_path / folder)
+    given = read_edit(made / "edit")
+    with Checkpoint.open(made / "base") as base:
+        for target in ("FP8_DYNAMIC", "W4A16"):
+            plain, edited = (open_artifact(side / file_name(target)) for side in sides)
+            assert check_residue(base, plain, edited, given).verdict.state is State.PASS
+            assert check_residue(base, plain, plain, given).verdict.state is State.FAIL
+
+
+def test_scales_of_another_shape_fail_by_name(made: Path, tmp_path: Path) -> None:
+    folder = shutil.copytree(made / "made" / "m-FP8_DYNAMIC", tmp_path / "m-FP8_DYNAMIC")
+    stored = load_file(folder / "model.safetensors")
+    name = EDITED[0] + "_scale"
+    stored[name] = stored[name][:1].clone()
+    save_file(stored, folder / "model.safetensors")
+    with Checkpoint.open(made / "base") as base:
+        sides = open_artifact(made / "plain" / "m-FP8_DYNAMIC"), open_artifact(folder)
+        found = check_residue(base, *sides, read_edit(made / "edit"))
+    assert found.verdict.state is State.FAIL
+    (finding,) = found.findings
+    assert finding.message.endswith(f"{name} is BF16 [1, 1]; expected BF16 [256, 1]")
 
 
 @pytest.mark.parametrize("damage", [half, row_norms, other_direction])

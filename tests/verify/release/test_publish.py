@@ -36,6 +36,7 @@ class Hub:
     large: dict[str, bytes] = field(default_factory=dict)
     uploads: int = 0
     breaks_off_after: int = 1 << 30
+    ails: bool = False
 
 
 class Handler(BaseHTTPRequestHandler):
@@ -67,6 +68,9 @@ class Handler(BaseHTTPRequestHandler):
             names = self.hub.repositories[found[1]]
             self.reply(200, [{"type": "file", "path": n, "size": 1, "oid": "0"} for n in names])
         elif found := re.fullmatch(r"/([^/]+/[^/]+)/resolve/main/(.+)", path):
+            if self.hub.ails:
+                self.reply(403, {"error": "not just now"})
+                return
             self.download(self.hub.repositories.get(found[1], {}).get(found[2]))
         else:
             self.reply(404, {}, X_Error_Code="EntryNotFound")
@@ -213,6 +217,18 @@ def test_a_file_of_an_earlier_release_goes_and_what_no_release_put_there_stays(
     assert there["manifest.json"] == (dist / "Mini-GGUF" / "manifest.json").read_bytes()
 
 
+def test_an_earlier_manifest_that_cannot_be_fetched_is_not_taken_for_none(
+    hub: Hub, dist: Path, tmp_path: Path
+) -> None:
+    assert command(hub.url, tmp_path / "h", dist, "--owner", "acme").returncode == 0
+    before = dict(hub.repositories["acme/Mini-GGUF"])
+    hub.ails = True
+    done = command(hub.url, tmp_path / "h", dist, "--owner", "acme")
+    assert done.returncode == 2, done.stdout
+    assert "the hub did not take it" in done.stderr.splitlines()[-1]
+    assert hub.repositories["acme/Mini-GGUF"] == before
+
+
 def test_a_pull_request_changes_no_branch(hub: Hub, dist: Path, tmp_path: Path) -> None:
     options = ["--owner", "acme", "--create-pr", "--public"]
     done = command(hub.url, tmp_path / "h", dist, *options)
@@ -308,6 +324,21 @@ def test_a_folder_loses_the_files_of_its_earlier_release_even_after_a_break(
     assert not (place / "old" / "Mini.gguf").exists()
     assert not (place / "manifest.json.earlier").exists()
     (place / "notes.txt").unlink()
+    assert check_release(place).passed
+
+
+def test_a_publication_stopped_at_its_deletions_is_ended_by_the_next_release(
+    dist: Path, tmp_path: Path
+) -> None:
+    publish(dist, Target(str(tmp_path / "to")))
+    place = tmp_path / "to" / "Mini-GGUF"
+    manifest = json.loads((place / "manifest.json").read_text())
+    for number, name in enumerate(("manifest.json.earlier", "manifest.json")):
+        old = {"path": f"old-{number}.gguf", "size_bytes": 3, "sha256": "0" * 64}
+        (place / name).write_text(json.dumps({**manifest, "files": [*manifest["files"], old]}))
+        (place / old["path"]).write_bytes(b"old")
+    publish(dist, Target(str(tmp_path / "to")))
+    assert not list(place.glob("old-*"))
     assert check_release(place).passed
 
 
