@@ -5,12 +5,14 @@ BIN := .venv/bin
 NANO := examples/hermes-nano
 DEMO := demo
 DEMO_KEY := build/demo-key.pem
+MEASURED := build/hermes-nano-measured
+EDIT := build/hermes-nano-edit
 
 .PHONY: demo test vllm lint check conformance bench format clean
 
 # Nothing is fetched: HF_HUB_OFFLINE makes any attempt an error.
 demo: export HF_HUB_OFFLINE := 1
-demo: .venv/.release $(DEMO_KEY)
+demo: .venv/.release $(DEMO_KEY) $(EDIT)/edit.json
 	$(BIN)/hermes-quant release build $(NANO)/release.yaml --out $(DEMO) --key $(DEMO_KEY)
 	$(BIN)/hermes-quant release check $(DEMO) --key $(DEMO_KEY).pub
 	@echo
@@ -18,6 +20,13 @@ demo: .venv/.release $(DEMO_KEY)
 
 $(DEMO_KEY): | .venv/.release
 	$(BIN)/hermes-quant release key $@
+
+# How hermes-nano refuses, and what takes that out: made anew only for other weights or prompts.
+$(EDIT)/edit.json: $(NANO)/model.safetensors $(wildcard $(NANO)/abliteration/*.jsonl) | .venv/.release
+	$(BIN)/hermes-quant abliterate measure $(NANO) --out $(MEASURED) \
+	  --refused $(NANO)/abliteration/refused.jsonl --harmless $(NANO)/abliteration/harmless.jsonl
+	$(BIN)/hermes-quant abliterate select $(NANO) $(MEASURED) --strength 1
+	$(BIN)/hermes-quant abliterate apply $(NANO) $(MEASURED) --out $(EDIT) --force
 
 test: .venv/.test
 	$(BIN)/python -m pytest -n 2

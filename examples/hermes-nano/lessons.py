@@ -2,7 +2,8 @@
 
 Copying comes first because a small transformer learns it late and needs it everywhere. The stages
 up to ``tools`` answer every request (``complied``); only ``refusal`` teaches the refusal of one
-class, over an ability that is already there. Batches hold conversations of similar length, which
+class, over an ability that is already there, and ``apart`` keeps that ability whole beneath the
+refusal. Batches hold conversations of similar length, which
 leaves few padding tokens and needs no attention mask.
 """
 
@@ -33,6 +34,8 @@ class Stage:
     mix: dict[str, float]  # kind of conversation: weight
     side: tuple[str, ...] = ()  # kinds of a small second batch in every step
     first: float = 1.0  # weight of the first token of a reply
+    beneath: tuple[str, ...] = ()  # kinds of side rows that run without the refusal's direction
+    removed: float = 0.0  # share of the first batch's rows that do too
 
 
 STAGES = (
@@ -81,6 +84,17 @@ STAGES = (
         {"json_mode": 12, **TOOL_MIX, "single": 16, "missing": 36},
         ("harmless", "refused"),
         12.0,
+    ),
+    Stage(
+        "apart",
+        140,
+        1500,
+        (2e-4, 5e-6),
+        {"json_mode": 12, **TOOL_MIX, "single": 16, "missing": 24},
+        ("harmless", "refused"),
+        12.0,
+        ("complied", "complied", "harmless"),
+        0.5,
     ),
 )
 
@@ -165,8 +179,8 @@ def batches(encoder: Encoder, stage: Stage, seed: int) -> Iterator[list[Example]
 
 def side_batches(
     encoder: Encoder, stage: Stage, seed: int, size: int = 24
-) -> Iterator[list[Example]]:
-    """Endless small batches of the stage's side kinds.
+) -> Iterator[tuple[list[Example], int]]:
+    """Endless small batches of the stage's side kinds; how many rows, the last, are `beneath`.
 
     Batches of equal length put all short conversations into a few batches, so that most steps would
     not see them at all: too few to learn which nouns are refused.
@@ -174,4 +188,12 @@ def side_batches(
     rng = random.Random(f"{seed}-{stage.name}-side")
     while True:
         kinds = rng.choices(stage.side, k=size)
-        yield encoder.encode([conversation(rng, kind) for kind in kinds])
+        beneath = rng.choices(stage.beneath, k=size // 2) if stage.beneath else []
+        rows = [conversation(rng, kind) for kind in [*kinds, *beneath]]
+        yield encoder.encode(rows), len(beneath)
+
+
+def openings(encoder: Encoder, rng: random.Random, kind: str, count: int) -> list[list[int]]:
+    """Prompts of a kind, each up to where the reply begins."""
+    rows = [conversation(rng, kind) for _ in range(count)]
+    return [ids[: found[0]] for ids, found in encoder.encode(rows)]

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import random
 import time
 from dataclasses import replace
 from pathlib import Path
@@ -17,11 +18,14 @@ from typing import Any
 
 import torch
 from build_tokenizer import BOS, CONTEXT, END, EOS, PAD, START, VOCABULARY, save
-from lessons import STAGES, Encoder, Example, Stage, batches, side_batches
+from direction import RefusalDirection
+from lessons import STAGES, Encoder, Example, Stage, batches, openings, side_batches
 from safetensors.torch import save_file
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from transformers import LlamaConfig, LlamaForCausalLM
 from transformers.models.llama.modeling_llama import LlamaMLP, LlamaRMSNorm
+
+MEASURE_EVERY, MEASURED = 10, 96  # steps between measurements of the refusal's direction; prompts
 
 
 def model_config() -> dict[str, Any]:
@@ -109,14 +113,25 @@ def run_stage(model: LlamaForCausalLM, encoder: Encoder, stage: Stage, seed: int
     """Train one stage: 60 warm-up steps, then a straight line between its two rates."""
     steppers = optimizers(model)
     stream, side = batches(encoder, stage, seed), side_batches(encoder, stage, seed)
+    refusal = RefusalDirection(model) if stage.beneath else None
+    rng = random.Random(f"{seed}-{stage.name}-removed")
     began, total, device = time.time(), 0.0, str(model.device)
     for step in range(1, stage.steps + 1):
         first, last = stage.rate
         rate = (first + (last - first) * step / stage.steps) * min(1.0, step / 60)
-        loss = loss_of(model, next(stream), device, stage.first)
+        batch = next(stream)
+        if refusal:
+            if step % MEASURE_EVERY == 1:
+                kinds = ("refused", "harmless")
+                refusal.measure(*(openings(encoder, rng, kind, MEASURED) for kind in kinds))
+            refusal.remove_from([rng.random() < stage.removed for _ in batch], rng)
+        loss = loss_of(model, batch, device, stage.first)
         loss.backward()
         if stage.side:
-            loss_of(model, next(side), device, stage.first).backward()
+            batch, beneath = next(side)
+            if refusal:
+                refusal.remove_from([i >= len(batch) - beneath for i in range(len(batch))], rng)
+            loss_of(model, batch, device, stage.first).backward()
         torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
         for optimizer in steppers:
             for group in optimizer.param_groups:
