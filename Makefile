@@ -56,6 +56,7 @@ BENCH := --model 3B --rounds 3
 bench: .venv/.test
 	$(BIN)/python -m benchmarks.kernels
 	$(BIN)/python -m benchmarks.end_to_end $(BENCH)
+	$(BIN)/python -m benchmarks.kl --work build/peers
 
 format: .venv/.test
 	$(BIN)/ruff format .

@@ -1,12 +1,14 @@
 """Is our KL divergence llama-perplexity's? Both on the same tokens, and how long each takes.
 
-    python -m benchmarks.kl BASE.gguf OTHER.gguf... --tool PATH/llama-perplexity [--text FILE]
+    python -m benchmarks.kl [BASE.gguf OTHER.gguf...] [--tool llama-perplexity] [--text FILE]
 
-The tool writes its base logits for BASE, in 16 bits, and compares each other file with them. We
-read the tokens from that file, so both see the same, and score the positions it scores: the second
-half of each chunk. Ours is computed twice, with 64 candidates and the tail lumped, and with the
-whole vocabulary. The tool's storage makes a floor, which its comparison of BASE with itself shows;
-the exit code is 1 if a whole-vocabulary mean is further from the tool's than that floor, or 1 %.
+Without files hermes-nano is taken, in float32 and in three types; without a tool llama.cpp's is
+compiled under `--work` from the source distribution of llama-cpp-python. The tool writes its base
+logits for BASE, in 16 bits, and compares each other file with them. We read the tokens from that
+file, so both see the same, and score the positions it scores: the second half of each chunk. Ours
+is computed twice, with 64 candidates and the tail lumped, and with the whole vocabulary. The tool's
+storage makes a floor, which its comparison of BASE with itself shows; the exit code is 1 if a
+whole-vocabulary mean is further from the tool's than that floor, or 1 %.
 """
 
 from __future__ import annotations
@@ -21,14 +23,19 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
-from rich.console import Console
-from rich.table import Table
 
+from benchmarks import llama_cpp_source
+from benchmarks.results import machine, markdown, write_section
 from convert.conversation import read_conversations
+from convert.job import convert
+from quantize.job import quantize
 from verify.distributions import kl_per_token
 from verify.engines.llama_cpp import LlamaCppEngine
 from verify.engines.log_probabilities import Passage, Scored
 
+NANO = Path(__file__).parents[1] / "examples/hermes-nano"
+TYPES = ["Q8_0", "Q4_K_M", "Q2_K"]
+TOOL = "llama-perplexity"
 MAGIC = b"_logits_"
 CONTEXT = 512
 TOP = 64
@@ -123,28 +130,58 @@ def write_text(path: Path, folder: Path) -> None:
     path.write_text("\n".join(lines))
 
 
-def main() -> int:
-    """Compare, print, decide."""
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("base", type=Path)
-    parser.add_argument("others", type=Path, nargs="+")
-    parser.add_argument("--tool", type=Path, required=True, help="llama-perplexity")
-    parser.add_argument("--text", type=Path, help="default: questions of hermes-nano's prompts")
-    arguments = parser.parse_args()
-    with tempfile.TemporaryDirectory() as folder:
-        work = Path(folder)
-        text = arguments.text or work / "text.txt"
-        if arguments.text is None:
-            write_text(text, Path(__file__).parents[1] / "examples/hermes-nano")
-        rows = compare(arguments.base, arguments.others, arguments.tool, text, work)
-    floor = abs(rows[0].theirs)
-    table = Table(title=f"mean KL to {arguments.base.name}, nats; the tool's floor {floor:.6f}")
-    for heading in ("file", "tool", "whole", f"top {TOP}", "tool s", "ours s"):
-        table.add_column(heading)
+def make_files(work: Path) -> tuple[Path, list[Path]]:
+    """hermes-nano in float32, and what it is compared with."""
+    convert(str(NANO), work, ["F32"], name="nano")
+    quantize(str(NANO), work, TYPES, name="nano")
+    return work / "nano-F32.gguf", [work / f"nano-{name}.gguf" for name in TYPES]
+
+
+def report(rows: list[Row], base: str) -> str:
+    """The rows as markdown."""
+    table = []
     for row in rows:
         means = (f"{value:.6f}" for value in (row.theirs, row.whole, row.lumped))
-        table.add_row(row.name, *means, f"{row.seconds_theirs:.1f}", f"{row.seconds_ours:.1f}")
-    Console().print(table)
+        times = f"{row.seconds_theirs:.1f} s", f"{row.seconds_ours:.1f} s"
+        table.append([row.name, *means, *times])
+    head = ["file", "llama-perplexity", "ours, whole", f"ours, top {TOP}", "its time", "ours"]
+    return "\n\n".join(
+        [
+            markdown(head, table),
+            f"Mean KL to {base} in nats a token, on the same tokens; the tool's 16-bit storage"
+            f" makes a floor of {abs(rows[0].theirs):.6f}. Times are whole commands, loading"
+            " included.",
+            f"{machine('llama-cpp-python')}.",
+        ]
+    )
+
+
+def main() -> int:
+    """Compare, print, decide; of hermes-nano the table also goes into RESULTS.md."""
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("base", type=Path, nargs="?")
+    parser.add_argument("others", type=Path, nargs="*")
+    parser.add_argument("--tool", type=Path, help="llama-perplexity")
+    parser.add_argument("--text", type=Path, help="default: questions of hermes-nano's prompts")
+    parser.add_argument("--work", type=Path, help="where llama.cpp is built and kept between runs")
+    options = parser.parse_args()
+    with tempfile.TemporaryDirectory() as folder:
+        work = Path(folder)
+        text, tool = options.text or work / "text.txt", options.tool
+        if tool is None:
+            peer = options.work or work / "peer"
+            source = llama_cpp_source.fetch_source(peer)
+            tool = llama_cpp_source.build_tools(source, peer, (TOOL,)) / TOOL
+        if options.text is None:
+            write_text(text, NANO)
+        base, others = (
+            (options.base, options.others) if options.base else make_files(work / "files")
+        )
+        found = report(rows := compare(base, others, tool, text, work), base.name)
+    print(found)
+    if options.base is None:
+        write_section("KL divergence", found)
+    floor = abs(rows[0].theirs)
     return int(any(abs(r.theirs - r.whole) > max(floor, 0.01 * r.theirs) for r in rows))
 
 
