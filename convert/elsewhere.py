@@ -161,7 +161,7 @@ def _checked(
 def _unlike(planned: PlannedArtifact, name: str, found: str, expected: str) -> str:
     made_by = ", ".join(planned.numerics)
     return (
-        f"{planned.name}: {name} is {found} by {made_by}; expected {expected}. Install the version"
+        f"{planned.name}: {name} is {found}; expected {expected} of {made_by}. Install the version"
         " that constraints.txt names"
     )
 
