@@ -13,14 +13,13 @@ import numpy as np
 
 from convert.rendering import Tokenizer
 from tests.quantize.abliteration.edits import random_edit, writers
-from tests.verify.release.releases import key_in, write_recipe
+from tests.verify.release.releases import build_recipe, write_recipe
 from tests.verify.test_verify import right
 from verify.artifact import Artifact, Kind
 from verify.engines import LOG_PROBABILITIES, Engine, Ids
 from verify.engines.log_probabilities import Passage, Scored
 from verify.engines.scripted import INFO, ScriptedEngine
-from verify.release.build import Build, build
-from verify.release.reads import Pace
+from verify.release.build import Build
 
 PROMPTS = 60
 EDITED = ("FP8_DYNAMIC", "Q4_K_M")
@@ -114,12 +113,5 @@ def build_edited(
     **changes: Any,
 ) -> Build:
     """Build a recipe with edited artifacts in `folder`, into `folder/dist`."""
-    return build(
-        write_edited_recipe(folder, source, **changes),
-        folder / "dist",
-        only=only,
-        key=key_in(folder),
-        cache=folder / "cache",
-        pace=Pace(threads=threads),
-        open_engine=engines(source, refuses),
-    )
+    recipe = write_edited_recipe(folder, source, **changes)
+    return build_recipe(recipe, engines(source, refuses), only=only, threads=threads)

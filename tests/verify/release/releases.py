@@ -20,6 +20,8 @@ from verify.release.signing import make_key
 
 TARGETS = ("FP8_DYNAMIC", "Q8_0", "Q4_K_M")
 
+Open = Callable[[Artifact], Engine]
+
 
 def write_recipe(folder: Path, checkpoint: Path, **changes: Any) -> Path:
     """A recipe with its suite, gate and licence text beside it; a change of None drops a key."""
@@ -45,7 +47,7 @@ def write_recipe(folder: Path, checkpoint: Path, **changes: Any) -> Path:
     return path
 
 
-def engines(source: Path, broken: Sequence[str] = ()) -> Callable[[Artifact], Engine]:
+def engines(source: Path, broken: Sequence[str] = ()) -> Open:
     """Engines that answer rightly; artifacts of the `broken` types never call a tool."""
     tokenizer = Tokenizer.open(source)
 
@@ -68,6 +70,22 @@ def key_in(folder: Path) -> Path:
     return path
 
 
+def build_recipe(
+    recipe: Path, open_engine: Open, *, only: Sequence[str] = (), threads: int = 1
+) -> Build:
+    """Build a recipe into `dist` beside it."""
+    folder = recipe.parent
+    return build(
+        recipe,
+        folder / "dist",
+        only=only,
+        key=key_in(folder),
+        cache=folder / "cache",
+        pace=Pace(threads=threads),
+        open_engine=open_engine,
+    )
+
+
 def build_in(
     folder: Path,
     source: Path,
@@ -78,12 +96,5 @@ def build_in(
     **changes: Any,
 ) -> Build:
     """Build a recipe written in `folder`, into `folder/dist`."""
-    return build(
-        write_recipe(folder, source, **changes),
-        folder / "dist",
-        only=only,
-        key=key_in(folder),
-        cache=folder / "cache",
-        pace=Pace(threads=threads),
-        open_engine=engines(source, broken),
-    )
+    recipe = write_recipe(folder, source, **changes)
+    return build_recipe(recipe, engines(source, broken), only=only, threads=threads)
