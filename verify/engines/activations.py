@@ -1,7 +1,10 @@
-"""What enters a quantized layer, rounded as its scheme says: formulas to hold an engine against.
+"""What enters a folder's quantized matrix products as transformers runs it: found, not believed.
 
-In: a linear layer that compressed-tensors took over. Out: the function that rounds its input, and
-what that is called in a report. Three ways are known; absmax is over what shares the scale:
+In: a loaded model of compressed-tensors. Out: its quantized layers, and the words for what they
+round their input to; UnsupportedError if it is not what was asked for. What compressed-tensors
+rounds has changed between versions, so every layer is asked for a product that fits one answer
+only: its input rounded by hand, or left alone. Three ways are known; absmax is over what shares the
+scale:
 
     FP8, one scale a token     scale = absmax / 448
     FP8, a stored scale        scale = input_scale, and what lies beyond 448 times it is clipped
@@ -15,10 +18,13 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from functools import partial
+from pathlib import Path
 from typing import Any
 
 import torch
+import transformers
 
+from convert.errors import UnsupportedError
 from verify.engines.static_scales import round_by_scale
 
 ROUNDED, UNROUNDED = "float8_e4m3, one scale a token (W8A8)", "float32, not rounded (W8A16)"
@@ -28,6 +34,7 @@ WEIGHTS_ONLY = "float32, not rounded (weights only)"
 LEFT_ALONE = {ROUNDED_TO_FP4: "float32, not rounded (W4A16)", WEIGHTS_ONLY: WEIGHTS_ONLY}
 """What it is called where a scheme's rounding is left out, if not UNROUNDED."""
 Round = Callable[[torch.Tensor], torch.Tensor]
+_FLOAT_NOISE = 1e-3
 _E4M3 = torch.float8_e4m3fn
 _FP4_GROUP = 16
 _E2M1_ENDS = (0.25, 0.75, 1.25, 1.75, 2.5, 3.5, 5.0)
@@ -72,3 +79,44 @@ def round_in_groups(x: torch.Tensor, shared: torch.Tensor) -> torch.Tensor:
     scaled = groups / scale
     codes = magnitudes[torch.bucketize(scaled.abs(), ends)]
     return (codes.copysign(scaled) * scale).flatten(-2)
+
+
+def quantized_layers(model: Any) -> dict[str, torch.nn.Module]:
+    """Linear layers that compressed-tensors took over, by name."""
+    return {
+        name: module
+        for name, module in model.named_modules()
+        if isinstance(module, torch.nn.Linear)  # an attention whose KV cache is rounded is none
+        and getattr(module, "quantization_scheme", None) is not None
+    }
+
+
+@torch.inference_mode()
+def measure_activations(
+    folder: Path, layers: dict[str, torch.nn.Module], wanted_rounded: bool
+) -> str:
+    """What enters the quantized layers, found by asking each for a product only one answer fits."""
+    how = UNROUNDED
+    for name, layer in layers.items():
+        rounding, how = rounding_of(layer)
+        weight: Any = layer.weight
+        generator = torch.Generator().manual_seed(0)
+        x = torch.randn(1, 4, weight.shape[1], generator=generator).to(weight.device)
+        got = layer(x)
+        rounded = torch.nn.functional.linear(rounding(x), weight)
+        plain = torch.nn.functional.linear(x, weight)
+        wanted = rounded if wanted_rounded else plain
+        apart = (
+            plain.abs().max() * _FLOAT_NOISE
+            if how == WEIGHTS_ONLY
+            else (plain - rounded).abs().max()
+        )
+        if (got - wanted).abs().max() > 0.1 * apart:
+            done = "rounded as its scheme says" if wanted_rounded else "left alone"
+            raise UnsupportedError(
+                f"{folder}: {name} is not computed with activations {done} by transformers"
+                f" {transformers.__version__} and compressed-tensors; a comparison would misstate"
+                " the error (FP8_DYNAMIC, FP8 and NVFP4 are computed with rounded activations here;"
+                " --activations 16 leaves them alone)"
+            )
+    return how if wanted_rounded else LEFT_ALONE.get(how, UNROUNDED)

@@ -35,9 +35,9 @@ import transformers
 from convert.errors import CheckpointError
 from convert.model_spec import read_json_object
 from verify.engines import LOG_PROBABILITIES, EngineInfo, Ids, OnProgress, StatedScale, by_length
+from verify.engines.activations import measure_activations, quantized_layers
 from verify.engines.fp4_weights import decompress_fp4
 from verify.engines.log_probabilities import ROWS_AT_ONCE, Passage, Reduction, Scored
-from verify.engines.rounded_activations import measure_activations, quantized_layers
 from verify.engines.static_scales import ScaleWatch, round_cache
 
 PLAIN = "float32"
