@@ -7,7 +7,6 @@ Data goes to stdout, progress and warnings to stderr. Exit codes: 0 done or pass
 
 from __future__ import annotations
 
-import os
 import sys
 import traceback
 from collections.abc import Iterator
@@ -935,12 +934,7 @@ def _bytes(size: str | None) -> int | None:
 
 
 def main() -> None:
-    """Run the command line; an error of our own keeps its traceback and exits with 4.
-
-    OpenMP's threads spin while they wait for each other unless they are told not to before torch or
-    llama.cpp are loaded: on a machine with other work, many times slower for a small model.
-    """
-    os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
+    """Run the command line; an error of our own keeps its traceback and exits with 4."""
     try:
         app()
     except KeyboardInterrupt:

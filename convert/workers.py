@@ -3,10 +3,12 @@
 `run_all` draws jobs from an iterable one at a time, so that a plan of a million blocks is never a
 list of them. The first error of any thread, or Ctrl-C, ends it: what has begun is finished, and
 nothing else begins. `Meter` adds up what the threads report of one phase of a run.
+`let_openmp_sleep` is about the threads of the libraries that run models.
 """
 
 from __future__ import annotations
 
+import os
 import threading
 from collections.abc import Callable, Iterable
 from concurrent.futures import FIRST_EXCEPTION, ThreadPoolExecutor, wait
@@ -15,6 +17,14 @@ Progress = Callable[[int, int, str], None]
 """Called with bytes done so far, bytes in all, and what was just done; each phase counts anew."""
 Steps = Callable[[str, int, int], None]
 """Called with the name of what is worked on, its steps done so far, and its steps in all."""
+
+
+def let_openmp_sleep() -> None:
+    """Tell OpenMP's threads to sleep while they wait; before torch or llama.cpp load.
+
+    Else they spin: on a machine with other work, many times slower for a small model.
+    """
+    os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
 
 
 def run_all(threads: int, jobs: Iterable[Callable[[], None]]) -> None:

@@ -27,7 +27,7 @@ from pathlib import Path
 from typing import Any
 
 from convert.errors import InputError
-from convert.workers import Progress
+from convert.workers import Progress, let_openmp_sleep
 
 Chunks = Sequence[Sequence[int]]
 _PACKAGES = ("llmcompressor", "compressed-tensors", "torch", "transformers")
@@ -60,6 +60,7 @@ def run_oneshot(
 
     `dtype` is that of the checkpoint's tensors. Returns what decided the bits: versions, device.
     """
+    let_openmp_sleep()
     with _quietly():
         import torch
         import transformers

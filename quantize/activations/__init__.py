@@ -9,6 +9,11 @@ The layers are transformers' own classes and so are masks and rotary embeddings:
 `quantize`'s one door to torch and transformers, and nothing imports it before a verb needs it.
 """
 
+from convert.workers import let_openmp_sleep
+
+let_openmp_sleep()  # before torch is loaded, so before the imports below
+
+# ruff: noqa: E402
 from quantize.activations.batch import Batch, padded_batches
 from quantize.activations.observer import Observer
 from quantize.activations.run import FinalStates, Start, run_layers

@@ -6,9 +6,8 @@ imported here and not before; one that is absent is an UnsupportedError that say
 
 from __future__ import annotations
 
-import os
-
 from convert.errors import UnsupportedError
+from convert.workers import let_openmp_sleep
 from verify.artifact import Artifact, Kind
 from verify.engines import Engine
 
@@ -25,10 +24,8 @@ def open_engine(
     an artifact that cannot have it keeps its own, and its `EngineInfo` says which. Of an FP8
     folder, `activation_bits` says whether what enters its matrix products is rounded too (8) or
     not (16).
-    Both compute with OpenMP, whose threads spin while they wait for each other unless told not to
-    before they are loaded: on a machine with other work, fifty times slower for a small model.
     """
-    os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
+    let_openmp_sleep()
     try:
         if artifact.served is not None:
             from verify.engines.openai_server import OpenAIEngine

@@ -49,6 +49,24 @@ def assert_same_logits(folder: Path, batches: list[Batch]) -> None:
         torch.testing.assert_close(got, wanted[batch.mask], rtol=1e-5, atol=1e-5)
 
 
+TELLS_WHEN_TORCH_LOADS = """
+import os, sys
+class Finder:
+    def find_spec(self, name, path=None, target=None):
+        if name == "torch":
+            print(os.environ.get("OMP_WAIT_POLICY"))
+sys.meta_path.insert(0, Finder())
+import quantize.activations
+"""
+
+
+def test_openmp_is_told_to_sleep_before_torch_is_loaded() -> None:
+    stated = {name: value for name, value in os.environ.items() if name != "OMP_WAIT_POLICY"}
+    words = [sys.executable, "-c", TELLS_WHEN_TORCH_LOADS]
+    done = subprocess.run(words, env=stated, capture_output=True, text=True, check=True)
+    assert done.stdout == "PASSIVE\n"
+
+
 def test_logits_of_the_trained_model_are_those_of_the_whole_model() -> None:
     assert_same_logits(NANO, padded_batches(prompts(2000), 3))
 
