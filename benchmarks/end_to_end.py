@@ -11,7 +11,8 @@ outside the clock, what was written before is flushed and its input is read once
 command has ended when its output is on the disk; what the peers leave to the kernel is flushed on
 the clock and told apart.
 What the run must move at the least is measured too: reading the source and writing as many bytes
-as the outputs have. Results are written to RESULTS.md, which is not edited by hand.
+as the outputs have. Each command's figures are told on stderr as they are found, and the results
+are written to RESULTS.md, which is not edited by hand, after every round.
 """
 
 from __future__ import annotations
@@ -23,7 +24,6 @@ import statistics
 import sys
 import tempfile
 import time
-from collections import defaultdict
 from collections.abc import Iterable
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -52,7 +52,15 @@ from llmcompressor import model_free_ptq
 ignore = ["lm_head", "model.embed_tokens"]
 model_free_ptq(sys.argv[1], sys.argv[2], scheme="FP8_DYNAMIC", ignore=ignore, device="cpu")
 """
-Runs = dict[str, list[Measured]]
+
+
+class Runs(dict[str, list[Measured]]):
+    """What every command took, round by round; each figure is told as it comes in."""
+
+    def add(self, what: str, found: Measured) -> None:
+        """Keep one figure of the command called `what`."""
+        self.setdefault(what, []).append(found)
+        print(f"{what}: {found.seconds:.1f} s, {found.peak_bytes / 1e9:.2f} GB", file=sys.stderr)
 
 
 def ours(model: Path, work: Path, targets: tuple[str, ...], threads: int = THREADS) -> Measured:
@@ -70,32 +78,33 @@ def run_round(model: Path, work: Path, source: Path, binaries: list[Path], runs:
     peer16 = work / "peer-BF16.gguf"
     converter = [sys.executable, str(source / "convert_hf_to_gguf.py"), str(model)]
     settle(model.glob("*.safetensors"))
-    runs["converter"].append(
-        measure([*converter, "--outtype", "bf16", "--outfile", str(peer16)], out=peer16)
+    runs.add(
+        "converter",
+        measure([*converter, "--outtype", "bf16", "--outfile", str(peer16)], out=peer16),
     )
     for target in TYPES:
         made = work / "peer.gguf"
         number, threads = str(_FILE_TYPES[target]), str(THREADS)
         settle([peer16])
         script = [sys.executable, "-c", _PEER_QUANTIZE, str(peer16), str(made), number, threads]
-        runs[f"llama {target}"].append(measure(script, out=made))
+        runs.add(f"llama {target}", measure(script, out=made))
         for binary in binaries:
             command = [str(binary), str(peer16), str(made), target, threads]
             settle([peer16])
             libraries = {"LD_LIBRARY_PATH": str(binary.parent)}
-            runs[f"{binary} {target}"].append(measure(command, libraries, made))
+            runs.add(f"{binary} {target}", measure(command, libraries, made))
         made.unlink()
-        runs[f"ours {target}"].append(ours(model, work, (target,)))
+        runs.add(f"ours {target}", ours(model, work, (target,)))
     peer16.unlink()
-    runs["ours set"].append(ours(model, work, SET))
-    runs["floor"].append(floor(model, work))
-    runs["ours set, 1 thread"].append(ours(model, work, SET, threads=1))
-    runs["ours FP8_DYNAMIC"].append(ours(model, work, ("FP8_DYNAMIC",)))
+    runs.add("ours set", ours(model, work, SET))
+    runs.add("floor", floor(model, work))
+    runs.add("ours set, 1 thread", ours(model, work, SET, threads=1))
+    runs.add("ours FP8_DYNAMIC", ours(model, work, ("FP8_DYNAMIC",)))
     shutil.rmtree(work / "ours")
     settle(model.glob("*.safetensors"))
     fp8 = work / "peer-fp8"
-    runs["model_free_ptq"].append(
-        measure([sys.executable, "-c", _PEER_FP8, str(model), str(fp8)], out=fp8)
+    runs.add(
+        "model_free_ptq", measure([sys.executable, "-c", _PEER_FP8, str(model), str(fp8)], out=fp8)
     )
     shutil.rmtree(fp8)
 
@@ -167,7 +176,9 @@ def rows(found: dict[str, Measured], binaries: list[Path]) -> list[tuple[str, Me
     return table
 
 
-def report(name: str, found: dict[str, Measured], binaries: list[Path], rounds: int) -> str:
+def report(
+    name: str, found: dict[str, Measured], binaries: list[Path], rounds: int, load: float
+) -> str:
     """The results as markdown."""
     table = []
     for work, peer, mine in rows(found, binaries):
@@ -208,7 +219,7 @@ def report(name: str, found: dict[str, Measured], binaries: list[Path], rounds: 
             f" ({single / whole:.2f} times). Reading the source and writing as many bytes as the"
             f" set has, at once, takes {least:.1f} s, {100 * least / whole:.0f} % of our time.",
             f"Medians of {rounds}; {machine('llama-cpp-python', 'llmcompressor', 'torch')}; load"
-            f" before the run {os.getloadavg()[0]:.1f}.",
+            f" before the run {load:.1f}.",
         ]
     )
 
@@ -227,13 +238,13 @@ def main() -> int:
         source = llama_cpp_source.fetch_source(work / "peer")
         for name in options.model or ["3B"]:
             model = write_model(work / name, name)
-            runs: Runs = defaultdict(list)
-            for _ in range(options.rounds):
+            runs, load = Runs(), os.getloadavg()[0]
+            for done in range(1, options.rounds + 1):
                 run_round(model, Path(scratch), source, binaries, runs)
-            found = {what: median(measured) for what, measured in runs.items()}
-            text = report(name, found, binaries, options.rounds)
+                found = {what: median(measured) for what, measured in runs.items()}
+                text = report(name, found, binaries, done, load)
+                write_section(f"From checkpoint to artifacts: {name}", text)
             print(text)
-            write_section(f"From checkpoint to artifacts: {name}", text)
     return 0
 
 
