@@ -6,7 +6,8 @@ Rows of heavy-tailed weights. Ours start from bf16 bits, as a checkpoint stores 
 `ggml_quantize_chunk` is given float32 that was widened before the clock starts. FP8 is compared
 with this project's own numpy path. The contestants alternate, the median round counts, and time
 is the thread's own processor time, so that other work on the machine disturbs little. MB/s are of
-bf16. The last table runs the widest build on one and two threads by the wall clock, best round.
+bf16. The last table runs the widest build on one and two threads by the wall clock, half a second
+of work at least, in turn; the median of the rounds' ratios counts.
 All types together are written to RESULTS.md.
 """
 
@@ -15,6 +16,7 @@ from __future__ import annotations
 import argparse
 import statistics
 import time
+from collections import deque
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 
@@ -28,6 +30,8 @@ from quantize.ggml import library_digest, quantize_chunk
 ROWS, COLUMNS = 64, 4096
 GGML_ROWS = 16
 """ggml is slower and its speed does not depend on the number of rows: it gets fewer."""
+THREADED_SECONDS = 0.5
+"""Long enough that starting and waking threads does not count."""
 Rates = dict[str, float]
 
 
@@ -87,22 +91,23 @@ def measure_fp8(rounds: int) -> Rates:
     return measure(contestants, rounds)
 
 
-def measure_threads(name: str, rounds: int) -> tuple[float, float]:
-    """MB/s by the wall clock on one and on two threads, the same blocks of rows."""
+def measure_threads(name: str, rounds: int) -> tuple[float, float, float]:
+    """MB/s by the wall clock on one and on two threads, the same blocks of rows; the ratio."""
     raw, _, _ = weights()
-    blocks, best = [raw] * 16, {1: 0.0, 2: 0.0}
 
-    def encode(block: Array) -> None:
-        kernels.quantize(kernels.BUILDS[0], block, "BF16", name, None)
+    def encode(_: int) -> None:
+        kernels.quantize(kernels.BUILDS[0], raw, "BF16", name, None)
 
-    for _ in range(rounds):
-        for threads in best:
-            with ThreadPoolExecutor(threads) as pool:
-                started = time.perf_counter()
-                list(pool.map(encode, blocks))
-                rate = 2e-6 * raw.size * len(blocks) / (time.perf_counter() - started)
-            best[threads] = max(best[threads], rate)
-    return best[1], best[2]
+    def rate(pool: ThreadPoolExecutor, blocks: int) -> float:
+        started = time.perf_counter()
+        deque(pool.map(encode, range(blocks)), maxlen=0)
+        return 2e-6 * raw.size * blocks / (time.perf_counter() - started)
+
+    with ThreadPoolExecutor(1) as single, ThreadPoolExecutor(2) as double:
+        blocks = 2 + int(THREADED_SECONDS * rate(single, 16) / (2e-6 * raw.size))
+        pairs = [(rate(single, blocks), rate(double, blocks)) for _ in range(rounds)]
+    one, two = map(statistics.median, zip(*pairs, strict=True))
+    return one, two, statistics.median(two / one for one, two in pairs)
 
 
 def report(types: list[str], rounds: int) -> str:
@@ -116,8 +121,8 @@ def report(types: list[str], rounds: int) -> str:
     head = ["type", "importance", "peer MB/s", *(f"{build} MB/s" for build in kernels.BUILDS)]
     threads = []
     for name in types:
-        one, two = measure_threads(name, rounds)
-        threads.append([name, f"{one:.0f}", f"{two:.0f}", f"{two / one:.2f}"])
+        one, two, ratio = measure_threads(name, rounds)
+        threads.append([name, f"{one:.0f}", f"{two:.0f}", f"{ratio:.2f}"])
     return "\n\n".join(
         [
             markdown(head, rows),
