@@ -47,15 +47,21 @@ class TeacherForced:
     """One model along the reference's text: see `teacher_forcing.py` for what is scored.
 
     `scored` is parallel to `conversations`, the indices of those that were taken. Only for the
-    reference, the first of them once more: `alone`, each in a batch of its own, and `narrow`,
-    computed in 16 bits (none if the engine cannot).
+    reference, some of them once more, whose positions in `scored` are `again`: `alone`, each in a
+    batch of its own, and `narrow`, computed in 16 bits (none if the engine cannot).
     """
 
     conversations: tuple[int, ...]
     scored: tuple[Scored, ...]
     long: Scored
+    again: tuple[int, ...] = ()
     alone: tuple[Scored, ...] = ()
     narrow: tuple[Scored, ...] = ()
+
+    @property
+    def scored_again(self) -> tuple[Scored, ...]:
+        """What `alone` and `narrow` are compared with."""
+        return tuple(self.scored[position] for position in self.again)
 
 
 @dataclass(frozen=True, slots=True)

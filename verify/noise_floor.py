@@ -1,8 +1,8 @@
 """The noise floor: what the reference differs by from itself, and from itself in 16 bits.
 
-In: the reference's `TeacherForced`, whose first conversations were scored three times: in the batch
-of all (`scored`), each in a batch of its own (`alone`), and computed in 16 bits (`narrow`), which
-is how the checkpoint is served. Out: a `Floor`, and an Outcome.
+In: the reference's `TeacherForced`, of which some conversations were scored three times: in the
+batch of all (`scored`), each in a batch of its own (`alone`), and computed in 16 bits (`narrow`),
+which is how the checkpoint is served. Out: a `Floor`, and an Outcome.
 
 The order of additions depends on the batch, so one model gives two answers that differ in the last
 bits of float32. Sixteen bits keep 8 to 11 of a number's 24, and a server that computes in them is
@@ -55,7 +55,7 @@ class Floor:
 
 def measure_floor(base: TeacherForced) -> Floor:
     """The two divergences."""
-    return Floor(_mean_kl(base.scored, base.alone), _mean_kl(base.scored, base.narrow))
+    return Floor(_mean_kl(base.scored_again, base.alone), _mean_kl(base.scored_again, base.narrow))
 
 
 def check_noise_floor(base: TeacherForced, asked: Thresholds) -> Outcome:
@@ -68,15 +68,14 @@ def check_noise_floor(base: TeacherForced, asked: Thresholds) -> Outcome:
         f" {_shown(floor.narrow)} from itself in 16 bits; the gate's limit of {asked.kl:.4g} is"
         f" {('above' if within else 'below') if floor.known else 'not comparable with'} that"
     )
-    again = base.scored[: len(base.narrow)]
     numbers: dict[str, Number] = {
         "itself": finite(floor.itself),
         "in_16_bits": finite(floor.narrow),
         "floor": finite(floor.nats),
         "limit": asked.kl,
         "prompts": len(base.alone),
-        "tokens": sum(len(scored.targets) for scored in base.scored[: len(base.alone)]),
-        "same_top_in_16_bits": sum(map(_same_top, again, base.narrow)),
+        "tokens": sum(len(scored.targets) for scored in base.alone),
+        "same_top_in_16_bits": sum(map(_same_top, base.scored_again, base.narrow)),
     }
     return Outcome(NAME, Verdict(state, reason, numbers))
 

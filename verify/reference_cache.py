@@ -32,7 +32,7 @@ import numpy.typing as npt
 
 from convert.checkpoint import Checkpoint
 
-FORM = 2
+FORM = 3
 """Raised when what is computed or kept changes."""
 PACKAGES = ("torch", "transformers", "tokenizers", "compressed-tensors")
 SIDE_FILES = ("config.json", "generation_config.json")

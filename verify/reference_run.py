@@ -166,14 +166,14 @@ def _unpack(stored: Arrays) -> list[list[int]]:
 
 
 def _encode_forced(forced: TeacherForced) -> Arrays:
-    """Every field of every Scored, rows one after the other, the rows each has, how many alone."""
+    """Every field of every Scored, one after the other, the rows each has, which came again."""
     everything = (*forced.scored, forced.long, *forced.alone, *forced.narrow)
     rows = np.array([len(scored.targets) for scored in everything], np.int64)
     stacked = {
         field.name: np.concatenate([getattr(scored, field.name) for scored in everything])
         for field in fields(Scored)
     }
-    return {**stacked, "rows": rows, "alone": np.array(len(forced.alone))}
+    return {**stacked, "rows": rows, "again": np.array(forced.again, np.int64)}
 
 
 def _decode_forced(stored: Arrays, chosen: tuple[int, ...]) -> TeacherForced:
@@ -181,11 +181,13 @@ def _decode_forced(stored: Arrays, chosen: tuple[int, ...]) -> TeacherForced:
     parts = zip(*(np.split(stored[field.name], ends) for field in fields(Scored)), strict=True)
     everything = tuple(Scored(*part) for part in parts)
     count = len(chosen)
-    narrow = count + 1 + int(stored["alone"])
+    again = tuple(stored["again"].tolist())
+    narrow = count + 1 + len(again)
     return TeacherForced(
         conversations=chosen,
         scored=everything[:count],
         long=everything[count],
+        again=again,
         alone=everything[count + 1 : narrow],
         narrow=everything[narrow:],
     )

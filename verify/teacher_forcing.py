@@ -16,8 +16,9 @@ at one token is a difference of weights there and not the echo of an earlier one
 Of an engine that pays for a token scored as for one generated (BY_STEPS), only the last PROMPT_END
 tokens of those prompts are asked: the end of the question, and the turn of the assistant.
 
-ALONE of the conversations are scored twice more, for the noise floor: each in a batch of its own,
-and in 16 bits, as the checkpoint itself is served. That adds a fifth to the whole.
+AGAIN of those conversations, spread evenly too, are scored twice more, for the noise floor: each in
+a batch of its own, and in 16 bits, as the checkpoint itself is served. That adds a fifth to the
+whole.
 
 Wrong rope frequencies or a wrong base leave short text nearly alone; the long one shows them.
 """
@@ -44,7 +45,7 @@ from verify.tool_calls import OPEN
 TOP = 64
 REPLIES = 80
 PROMPTS = 24
-ALONE = 8
+AGAIN = 8
 LONG = 2048
 LONG_SCORED = 256
 PROMPT_END = 64
@@ -58,14 +59,15 @@ def score_reference(
     passages = [make_passage(reference, index, chosen) for index in chosen]
     always = watched_ids(reference)
     scored = engine.score(passages, top=TOP, always=always, on_progress=on_progress)
-    again = [_with_candidates(p, found) for p, found in zip(passages[:ALONE], scored, strict=False)]
+    positions = spread(len(chosen), AGAIN)
+    again = [_with_candidates(passages[i], scored[i]) for i in positions]
     alone = [engine.score([passage], top=TOP)[0] for passage in again]
     (long,) = engine.score([long_passage(reference)], top=TOP)
     narrow: list[Scored] = []
     if isinstance(engine, NarrowingEngine):
         engine.narrow()
         narrow = engine.score(again, top=TOP)
-    return TeacherForced(chosen, tuple(scored), long, tuple(alone), tuple(narrow))
+    return TeacherForced(chosen, tuple(scored), long, tuple(positions), tuple(alone), tuple(narrow))
 
 
 def score_artifact(

@@ -176,6 +176,8 @@ def test_the_reference_differs_from_itself_by_its_batch_alone(nano: Reference) -
     assert isinstance(narrow, float)
     assert 0 < itself < 1e-6 < narrow < 1e-2
     assert found["chat_kl"].numbers["noise"] == floor["floor"] == narrow
+    chosen = [nano.forced.conversations[position] for position in nano.forced.again]
+    assert len({bool(nano.conversations[index].tools) for index in chosen}) == 2, "of one kind only"
 
 
 def test_a_limit_below_the_noise_floor_decides_nothing(nano: Reference) -> None:

@@ -70,8 +70,9 @@ def test_every_number_recomputed(nano: Reference, made: dict[str, Path]) -> None
                 both.append(float(s.log_probs[row, at] - s.best_log_probs[row, other]))
             margins.append((nano.conversations[index].id, *both))
     floors = []
-    for again in (base.alone, base.narrow):
-        apart = [kl_again(a, b) for a, b in zip(base.scored, again, strict=False)]
+    once = [base.scored[position] for position in base.again]
+    for twice in (base.alone, base.narrow):
+        apart = [kl_again(a, b) for a, b in zip(once, twice, strict=True)]
         assert len(apart) == 8
         floors.append(sum(map(sum, apart)) / sum(map(len, apart)))
     numbers = {name: outcome.verdict.numbers for name, outcome in outcomes.items()}
@@ -96,7 +97,7 @@ def test_every_number_recomputed(nano: Reference, made: dict[str, Path]) -> None
     assert stated["in_16_bits"] == pytest.approx(floors[1], rel=1e-6)
     assert stated["floor"] == pytest.approx(own, rel=1e-6)
     assert (stated["limit"], stated["prompts"]) == (0.08, 8)
-    tokens = [(a.best[r, 0], b.best[r, 0]) for a, b in zip(base.scored, base.narrow, strict=False)
+    tokens = [(a.best[r, 0], b.best[r, 0]) for a, b in zip(once, base.narrow, strict=True)
               for r in range(len(a.targets))]  # fmt: skip
     assert stated["tokens"] == len(tokens)
     assert stated["same_top_in_16_bits"] == sum(a == b for a, b in tokens)

@@ -90,8 +90,8 @@ def same(a: Reference, b: Reference) -> bool:
     assert a.forced is not None
     assert b.forced is not None
     pairs = zip(
-        (*a.forced.scored, a.forced.long, *a.forced.alone),
-        (*b.forced.scored, b.forced.long, *b.forced.alone),
+        (*a.forced.scored, a.forced.long, *a.forced.alone, *a.forced.narrow),
+        (*b.forced.scored, b.forced.long, *b.forced.alone, *b.forced.narrow),
         strict=True,
     )
     fields = ("targets", "candidates", "log_probs", "log_tail", "best", "best_log_probs")
