@@ -49,13 +49,13 @@ conformance: .venv/.test
 	$(BIN)/python -m benchmarks.conformance_imatrix --work build/peers
 	$(BIN)/python -m benchmarks.conformance_vllm
 	$(BIN)/python -m benchmarks.crashes
-	$(BIN)/python -m benchmarks.memory
 
-# The peers' own tools and ours in turn, at the full size of a 3B: an hour, and 40 GB of disk.
-BENCH := --model 3B --rounds 3
+# The peers' own tools and ours in turn, at the full size of a 3B and on a slice of an 8B: two hours, 40 GB of disk.
+BENCH := --model 3B --model 8B-slice --rounds 3
 bench: .venv/.test
-	$(BIN)/python -m benchmarks.kernels
+	$(BIN)/python -m benchmarks.kernels --work build/peers
 	$(BIN)/python -m benchmarks.end_to_end $(BENCH)
+	$(BIN)/python -m benchmarks.memory
 	$(BIN)/python -m benchmarks.kl --work build/peers
 
 format: .venv/.test

@@ -172,7 +172,6 @@ def quantize(
         from convert.print_job import print_job
         from convert.progress import bytes_bar
         from convert.size import parse_size
-        from quantize import kernels
         from quantize.choice import Overrides, parse_pattern, parse_type
         from quantize.job import quantize as verb
 
@@ -182,8 +181,6 @@ def quantize(
             embedding_type=parse_type(embedding_type) if embedding_type else None,
             leave_output=leave_output,
         )
-        if kernels.missing():
-            typer.echo(f"note: {kernels.missing()}", err=True)
         with bytes_bar(quiet=dry_run or as_json) as report:
             job = verb(
                 model,

@@ -1,11 +1,13 @@
 """How fast are our kernels? One thread, every build of this machine, ggml in the same run.
 
-    python -m benchmarks.kernels [--type Q4_K ...] [--rounds 9]
+    python -m benchmarks.kernels [--type Q4_K ...] [--rounds 9] [--work DIR]
 
 Rows of heavy-tailed weights. Ours start from bf16 bits, as a checkpoint stores them;
-`ggml_quantize_chunk` is given float32 that was widened before the clock starts. FP8 is compared
-with this project's own numpy path. The contestants alternate, the median round counts, and time
-is the thread's own processor time, so that other work on the machine disturbs little. MB/s are of
+`ggml_quantize_chunk` is given float32 that was widened before the clock starts, in the library as
+it is shipped and in one that is compiled under DIR with `-march=native`. Codes have no peer of
+their own and are compared with this project's numpy path. The contestants alternate, the median
+round counts, and time is the thread's own processor time, so that other work on the machine
+disturbs little. MB/s are of
 bf16. The last table runs the widest build on one and two threads by the wall clock, half a second
 of work at least, in turn; the median of the rounds' ratios counts.
 All types together are written to RESULTS.md.
@@ -15,16 +17,21 @@ from __future__ import annotations
 
 import argparse
 import statistics
+import tempfile
 import time
 from collections import deque
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
+from functools import partial
+from pathlib import Path
 
 import numpy as np
 
+from benchmarks import llama_cpp_source
 from benchmarks.results import machine, markdown, write_section
 from convert.tensor import Array, Block, Float32, to_float32
 from quantize import kernels, scaled
+from quantize.codes import FORMATS
 from quantize.ggml import library_digest, quantize_chunk
 
 ROWS, COLUMNS = 64, 4096
@@ -32,6 +39,13 @@ GGML_ROWS = 16
 """ggml is slower and its speed does not depend on the number of rows: it gets fewer."""
 THREADED_SECONDS = 0.5
 """Long enough that starting and waking threads does not count."""
+BARS = {
+    "avx512": {"Q4_K": 7.0, "Q5_K": 7.0, "Q6_K": 5.0},
+    "avx2": {"Q4_K": 5.0, "Q5_K": 5.0, "Q6_K": 3.5},
+}
+"""How many times faster than ggml as shipped a build is to be; with importance, WEIGHTED_BAR."""
+WEIGHTED_BAR = 4.0
+THREADS_BAR = 1.8
 Rates = dict[str, float]
 
 
@@ -57,37 +71,42 @@ def measure(contestants: dict[str, tuple[Callable[[], object], int]], rounds: in
     }
 
 
-def measure_type(name: str, *, weighted: bool, rounds: int) -> Rates:
-    """ggml and every build on one type."""
+def measure_type(name: str, native: Path, *, weighted: bool, rounds: int) -> Rates:
+    """ggml as shipped, ggml for this processor, and every build of ours on one type."""
     raw, wide, importance = weights()
     given = importance if weighted else None
-    ggml = quantize_chunk, (name, wide[:GGML_ROWS], given)
-    contestants = {"peer": (lambda: ggml[0](*ggml[1]), GGML_ROWS * COLUMNS)}
+
+    def peer(library: Path | None) -> None:
+        quantize_chunk(name, wide[:GGML_ROWS], given, library)
+
+    contestants: dict[str, tuple[Callable[[], object], int]] = {
+        "shipped": (partial(peer, None), GGML_ROWS * COLUMNS),
+        "native": (partial(peer, native), GGML_ROWS * COLUMNS),
+    }
     for build in kernels.BUILDS:
-        arguments = build, raw, "BF16", name, given
-        contestants[build] = (lambda a=arguments: kernels.quantize(*a), raw.size)  # type: ignore[misc]
+        call = partial(kernels.quantize, build, raw, "BF16", name, given)
+        contestants[build] = (call, raw.size)
     return measure(contestants, rounds)
 
 
-def measure_fp8(rounds: int) -> Rates:
+def measure_codes(code: str, rounds: int) -> Rates:
     """numpy and every build, scales and codes together."""
     raw, _, _ = weights()
     absmax = scaled.absmax_by_numpy(Block("w", "BF16", 0, raw))
-    scales = to_float32(scaled.scales_of(absmax, 448.0, "BF16"), "BF16")
+    scales = to_float32(scaled.scales_of(absmax, FORMATS[code].half_range, "BF16"), "BF16")
 
     def by_numpy() -> None:
         block = Block("w", "BF16", 0, raw)
         scaled.absmax_by_numpy(block)
-        scaled.codes_by_numpy(block, scales, "E4M3", "BF16")
+        scaled.codes_by_numpy(block, scales, code, "BF16")
 
     def by(build: str) -> None:
         block = Block("w", "BF16", 0, raw)
         kernels.measure_absmax(build, block)
-        kernels.encode_codes(build, block, scales, "E4M3", "BF16")
+        kernels.encode_codes(build, block, scales, code, "BF16")
 
-    contestants: dict[str, tuple[Callable[[], object], int]] = {"peer": (by_numpy, raw.size)}
-    for build in kernels.BUILDS:
-        contestants[build] = (lambda b=build: by(b), raw.size)  # type: ignore[misc]
+    contestants: dict[str, tuple[Callable[[], object], int]] = {"numpy": (by_numpy, raw.size)}
+    contestants |= {build: (partial(by, build), raw.size) for build in kernels.BUILDS}
     return measure(contestants, rounds)
 
 
@@ -110,26 +129,43 @@ def measure_threads(name: str, rounds: int) -> tuple[float, float, float]:
     return one, two, statistics.median(two / one for one, two in pairs)
 
 
-def report(types: list[str], rounds: int) -> str:
-    """Both tables, as markdown."""
-    rows = []
+def report(types: list[str], native: Path, rounds: int) -> str:
+    """The tables, as markdown."""
+    bars = BARS.get(kernels.BUILDS[0], {})
+    rows: list[list[str]] = []
     for name in types:
         for weighted in (False, True):
-            rates = measure_type(name, weighted=weighted, rounds=rounds)
-            rows.append([name, "yes" if weighted else "", *_cells(rates)])
-    rows.append(["FP8 E4M3", "", *_cells(measure_fp8(rounds))])
-    head = ["type", "importance", "peer MB/s", *(f"{build} MB/s" for build in kernels.BUILDS)]
+            rates = measure_type(name, native, weighted=weighted, rounds=rounds)
+            bar = f"{WEIGHTED_BAR if weighted else bars[name]:g}x" if name in bars else ""
+            peers = [f"{rates[peer]:.1f}" for peer in ("shipped", "native")]
+            against = rates[kernels.BUILDS[0]] / rates["native"]
+            cells = [
+                *peers,
+                *_cells(rates, "shipped"),
+                f"{against:.1f}x",
+                bar,
+            ]
+            rows.append([name, "yes" if weighted else "", *cells])
+    builds = [f"{build} MB/s" for build in kernels.BUILDS]
+    head = ["type", "importance", "ggml MB/s", "native MB/s", *builds]
+    head += [f"{kernels.BUILDS[0]} to native", "bar"]
+    codes = []
+    for code in scaled.KERNEL_CODES:
+        rates = measure_codes(code, rounds)
+        codes.append([code, f"{rates['numpy']:.1f}", *_cells(rates, "numpy")])
     threads = []
     for name in types:
         one, two, ratio = measure_threads(name, rounds)
-        threads.append([name, f"{one:.0f}", f"{two:.0f}", f"{ratio:.2f}"])
+        bar = f"{THREADS_BAR}" if name.endswith("_K") else ""
+        threads.append([name, f"{one:.0f}", f"{two:.0f}", f"{ratio:.2f}", bar])
     return "\n\n".join(
         [
             markdown(head, rows),
-            markdown(["type", "1 thread MB/s", "2 threads MB/s", "ratio"], threads),
-            "The first table is one thread, MB/s of bf16, against `ggml_quantize_chunk` (sha256"
-            f" {library_digest()[:16]}), for FP8 against numpy."
-            f" {machine('llama-cpp-python', 'numpy')}.",
+            "One thread, MB/s of bf16, against `ggml_quantize_chunk` of the installed library"
+            f" (sha256 {library_digest()[:16]}); native: the same source with `-march=native`.",
+            markdown(["scales and codes", "numpy MB/s", *builds], codes),
+            markdown(["type", "1 thread MB/s", "2 threads MB/s", "ratio", "bar"], threads),
+            f"Medians of {rounds}; {machine('llama-cpp-python', 'numpy')}.",
         ]
     )
 
@@ -139,17 +175,21 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
     parser.add_argument("--type", action="append", choices=kernels.TYPES)
     parser.add_argument("--rounds", type=int, default=9)
+    parser.add_argument("--work", type=Path, help="where llama.cpp's source and library go")
     options = parser.parse_args()
-    text = report(options.type or list(kernels.TYPES), options.rounds)
+    with tempfile.TemporaryDirectory() as scratch:
+        work = (options.work or Path(scratch)).resolve()
+        source = llama_cpp_source.fetch_source(work)
+        built = llama_cpp_source.build_tools(source, work, ("ggml-base",), native=True)
+        native = built / llama_cpp_source.PRODUCTS["ggml-base"]
+        text = report(options.type or list(kernels.TYPES), native, options.rounds)
     print(text)
     if not options.type:
         write_section("Kernels, one thread", text)
 
 
-def _cells(rates: Rates) -> list[str]:
-    peer = rates["peer"]
-    ours = [f"{rates[b]:.0f} ({rates[b] / peer:.1f}x)" for b in kernels.BUILDS]
-    return [f"{peer:.1f}", *ours]
+def _cells(rates: Rates, peer: str) -> list[str]:
+    return [f"{rates[b]:.0f} ({rates[b] / rates[peer]:.1f}x)" for b in kernels.BUILDS]
 
 
 if __name__ == "__main__":

@@ -3,9 +3,9 @@
     python -m benchmarks.kernels_fuzz [--values 1e8] [--type Q4_K ...] [--seed 0]
 
 Blocks of rows (`tests/hard_rows.py`) in every dtype, with and without importance, go through each
-build and through `ggml_quantize_chunk`, until each type has seen that many values; FP8 codes are
+build and through `ggml_quantize_chunk`, until each type has seen that many values; codes are
 compared with numpy's. Types run in parallel on all cores. Exits with 1 if a byte differs, and
-prints the seeds that show it.
+prints the seeds that show it. With all types the result is written to RESULTS.md.
 """
 
 from __future__ import annotations
@@ -14,13 +14,12 @@ import argparse
 import sys
 from collections.abc import Iterator
 from concurrent.futures import ProcessPoolExecutor
-from datetime import date
-from importlib.metadata import version
 
 import numpy as np
 from rich.console import Console
 from rich.progress import track
 
+from benchmarks.results import machine, write_section
 from convert.tensor import SOURCE_DTYPES, Block, to_float32
 from quantize import kernels, scaled
 from quantize.codes import FORMATS
@@ -62,13 +61,15 @@ def _differing_codes(block: Block, code: str) -> list[str]:
     ]
     half_range = FORMATS[code].half_range
     scales = to_float32(scaled.scales_of(absmax, half_range, block.dtype), block.dtype)
-    with np.errstate(all="ignore"):
-        codes = scaled.codes_by_numpy(block, scales, code, block.dtype)
-    return wrong + [
-        b
-        for b in kernels.BUILDS
-        if not np.array_equal(kernels.encode_codes(b, block, scales, code, block.dtype), codes)
-    ]
+    for rounded in sorted({block.dtype, "F32"}):
+        with np.errstate(all="ignore"):
+            codes = scaled.codes_by_numpy(block, scales, code, rounded)
+        wrong += [
+            f"{b} rounded to {rounded}"
+            for b in kernels.BUILDS
+            if not np.array_equal(kernels.encode_codes(b, block, scales, code, rounded), codes)
+        ]
+    return wrong
 
 
 def main() -> int:
@@ -88,12 +89,14 @@ def main() -> int:
     console = Console()
     for line in wrong:
         console.print(f"differs: {line}")
-    console.print(
-        f"{len(types)} types, {trials * PER_TASK:,} values or more each, builds"
+    text = (
+        f"{', '.join(types)}: {trials * PER_TASK:,} values or more each, builds"
         f" {', '.join(kernels.BUILDS)}: {len(wrong)} blocks of rows differ from libggml-base"
-        f" (llama-cpp-python {version('llama-cpp-python')}, sha256 {library_digest()[:16]}) and"
-        f" numpy {np.__version__}; {date.today().isoformat()}"
+        f" (sha256 {library_digest()[:16]}) and numpy.\n\n{machine('llama-cpp-python', 'numpy')}."
     )
+    console.print(text)
+    if not options.type:
+        write_section("Kernels against ggml, byte for byte", text)
     return 1 if wrong else 0
 
 

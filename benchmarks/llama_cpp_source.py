@@ -14,6 +14,9 @@ import tarfile
 from importlib.metadata import version
 from pathlib import Path
 
+PRODUCTS = {"ggml-base": "libggml-base.so"}
+"""The file of a target that is no program."""
+
 
 def fetch_source(work: Path) -> Path:
     """The `vendor/llama.cpp` folder of the installed version's source distribution."""
@@ -33,16 +36,23 @@ def fetch_source(work: Path) -> Path:
     return source
 
 
-def build_tools(source: Path, work: Path, names: tuple[str, ...]) -> Path:
-    """The folder of the programs `names`, compiled under `work` if they are not there yet."""
-    build = work / "build"
-    if all((build / "bin" / name).is_file() for name in names):
+def build_tools(source: Path, work: Path, names: tuple[str, ...], *, native: bool = False) -> Path:
+    """The folder of the programs `names`, compiled under `work` if they are not there yet.
+
+    As the package on the registry is built, for any processor; `native`: with `-march=native`,
+    which llama.cpp's own option leaves out for the quantizers. `ggml-base` is their library.
+    """
+    build = work / ("build-native" if native else "build")
+    if all((build / "bin" / PRODUCTS.get(name, name)).is_file() for name in names):
         return build / "bin"
     cmake = shutil.which("cmake")
     if cmake is None:
         raise RuntimeError("cmake is not on the PATH; it builds llama.cpp's tools (pip has one)")
-    off = ("GGML_NATIVE", "LLAMA_CURL", "LLAMA_OPENSSL", "LLAMA_BUILD_SERVER", "LLAMA_BUILD_TESTS")
+    off = ("LLAMA_CURL", "LLAMA_OPENSSL", "LLAMA_BUILD_SERVER", "LLAMA_BUILD_TESTS")
     flags = ["-DCMAKE_BUILD_TYPE=Release", *(f"-D{name}=OFF" for name in off)]
+    flags.append(f"-DGGML_NATIVE={'ON' if native else 'OFF'}")
+    if native:
+        flags += ["-DCMAKE_C_FLAGS=-march=native", "-DCMAKE_CXX_FLAGS=-march=native"]
     for command in (
         [cmake, "-S", str(source), "-B", str(build), *flags],
         [cmake, "--build", str(build), "--parallel", "2", "--target", *names],

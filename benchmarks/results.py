@@ -15,7 +15,9 @@ from importlib.metadata import version
 from pathlib import Path
 
 RESULTS = Path(__file__).with_name("RESULTS.md")
-_HEAD = "# Results\n\nWritten by `make bench`, section by section; not edited by hand.\n"
+_HEAD = (
+    "# Results\n\nWritten by the commands of this folder, section by section; not edited by hand.\n"
+)
 
 
 def markdown(head: Sequence[str], rows: Iterable[Sequence[str]]) -> str:

@@ -14,7 +14,7 @@ fuse multiplications and the bits differ, which is why the numerics profile name
 sha256. Some types abort the process without importance; the planner refuses them before.
 
 Where `quantize/kernels` has a type, it makes the blocks: the same bytes, faster. Before its first
-use in a process it is tried on a few thousand values against the library that is installed; should
+use on a dtype it is tried on a few thousand values against the library that is installed; should
 a byte differ (another release of the library, a faulty compiler), the library is used and a warning
 says so. Therefore the profile names the library whichever made the bytes, on any processor.
 """
@@ -38,7 +38,7 @@ from numpy.typing import NDArray
 from convert.errors import TensorError, UnsupportedError
 from convert.gguf import GGML_TYPES
 from convert.output_tensor import Encoded, Importance, Part
-from convert.tensor import SOURCE_DTYPES, Block, Float32
+from convert.tensor import SOURCE_DTYPES, Block, Float32, round_to, to_float32
 from quantize import kernels
 
 ABORTS_WITHOUT_IMPORTANCE = ("IQ2_XXS", "IQ2_XS", "IQ1_S")
@@ -66,8 +66,8 @@ def library_digest() -> str:
 
 
 @cache
-def _library() -> ctypes.CDLL:
-    library = ctypes.CDLL(str(library_path()))
+def _library(path: Path) -> ctypes.CDLL:
+    library = ctypes.CDLL(str(path))
     library.ggml_quantize_chunk.restype = ctypes.c_size_t
     library.ggml_quantize_chunk.argtypes = [
         ctypes.c_int,
@@ -83,40 +83,50 @@ def _library() -> ctypes.CDLL:
 
 
 @cache
-def _quantizer(name: str) -> ctypes.CDLL:
+def _quantizer(name: str, path: Path) -> ctypes.CDLL:
     """The library, with the tables of one type built; they take seconds for some IQ types."""
-    _library().ggml_quantize_init(GGML_TYPES[name].number)
-    return _library()
+    _library(path).ggml_quantize_init(GGML_TYPES[name].number)
+    return _library(path)
 
 
-def quantize_chunk(name: str, values: Float32, importance: Float32 | None) -> NDArray[np.uint8]:
-    """(rows, columns) float32 -> (rows, row bytes) by the library; importance is per column."""
+def quantize_chunk(
+    name: str, values: Float32, importance: Float32 | None, library: Path | None = None
+) -> NDArray[np.uint8]:
+    """(rows, columns) float32 -> (rows, row bytes) by a library; importance is per column.
+
+    `library` is another libggml-base than the installed one.
+    """
     kind, values = GGML_TYPES[name], np.ascontiguousarray(values)
     rows, columns = values.shape
     out = np.empty((rows, columns // kind.block * kind.block_bytes), dtype=np.uint8)
     weights = None if importance is None else importance.ctypes.data
     place = values.ctypes.data, out.ctypes.data
-    chunk = _quantizer(name).ggml_quantize_chunk
+    chunk = _quantizer(name, library or library_path()).ggml_quantize_chunk
     written = chunk(kind.number, *place, 0, rows, columns, weights)
     assert written == out.nbytes, (written, out.nbytes)
     return out
 
 
 @cache
-def kernel_build(name: str) -> str | None:
-    """The build of our kernels that makes the library's bytes for this type; None if none does."""
+def kernel_build(name: str, dtype: str) -> str | None:
+    """The build of our kernels that makes the library's bytes of this type; None if none does.
+
+    `dtype` is what they would read: a kernel widens by itself.
+    """
     build = kernels.build()
-    if build is None or name not in kernels.TYPES:
+    if build is None or name not in kernels.TYPES or dtype not in SOURCE_DTYPES:
         return None
     random = np.random.default_rng(0)
     values = random.standard_t(3, (9, 768)).astype(np.float32)
     values[::3] *= np.geomspace(1e-6, 1e3, 768, dtype=np.float32)
+    raw = round_to(values, dtype)
+    wide = to_float32(raw, dtype)
     for importance in (None, random.chisquare(1, 768).astype(np.float32)):
-        ours = kernels.quantize(build, values, "F32", name, importance)
-        if not np.array_equal(ours, quantize_chunk(name, values, importance)):
+        ours = kernels.quantize(build, raw, dtype, name, importance)
+        if not np.array_equal(ours, quantize_chunk(name, wide, importance)):
             warnings.warn(
-                f"the {build} kernel for {name} differs from the installed libggml-base, which is"
-                " used instead",
+                f"the {build} kernel for {name} from {dtype} differs from the installed"
+                " libggml-base, which is used instead",
                 stacklevel=2,
             )
             return None
@@ -149,15 +159,15 @@ class Ggml:
 
     def encode(self, block: Block, state: Any, importance: Importance | None) -> Encoded:
         """(rows, columns) values -> (rows, row bytes); TensorError if the blocks are not valid."""
-        library, kind = _quantizer(self.name), GGML_TYPES[self.name]
+        library, kind = _quantizer(self.name, library_path()), GGML_TYPES[self.name]
         weights = None
         assert importance is not None or self.name not in ABORTS_WITHOUT_IMPORTANCE, self
         if importance is not None:
             weights = np.ascontiguousarray(importance.values, dtype=np.float32)
             columns = block.raw.shape[1]
             assert weights.shape == (1, columns), (weights.shape, columns)  # ggml would read on
-        build = kernel_build(self.name)
-        if build is not None and block.dtype in SOURCE_DTYPES:
+        build = kernel_build(self.name, block.dtype)
+        if build is not None:
             out = kernels.quantize(build, block.raw, block.dtype, self.name, weights)
         else:
             out = quantize_chunk(self.name, block.float32(), weights)
@@ -171,7 +181,7 @@ class Ggml:
     def decode(self, stored: Sequence[NDArray[np.uint8]], shape: tuple[int, ...]) -> Float32:
         """Values of quantized blocks, by ggml's own `dequantize_row_*`."""
         values = np.empty(math.prod(shape), dtype=np.float32)
-        dequantize = getattr(_library(), f"dequantize_row_{_symbol(self.name)}")
+        dequantize = getattr(_library(library_path()), f"dequantize_row_{_symbol(self.name)}")
         dequantize.argtypes = [ctypes.c_void_p, ctypes.c_void_p, ctypes.c_int64]
         data = np.ascontiguousarray(stored[0])
         dequantize(data.ctypes.data, values.ctypes.data, values.size)

@@ -19,6 +19,7 @@ from convert.memory import DEFAULT_MEMORY_BYTES
 from convert.model import Model
 from convert.plan import PlannedArtifact
 from convert.workers import Progress
+from quantize import kernels
 from quantize.abliteration.edit_folder import read_edit
 from quantize.calibrate import calibrate
 from quantize.calibration import Calibration, check_model, read_calibration
@@ -112,6 +113,7 @@ def quantize(
     """
     if numerics not in NUMERICS:
         raise InputError(f"unknown numerics {numerics!r}; --numerics takes {', '.join(NUMERICS)}")
+    kernels.build()  # what it has to say comes first
     by_oneshot = [target for target in targets if target in ONESHOT]
     if by_oneshot and numerics != NUMERICS[0]:
         raise InputError(

@@ -13,6 +13,7 @@ calls the library and `quantize/scaled.py` numpy. The interpreter's lock is rele
 
 from __future__ import annotations
 
+import logging
 import os
 from functools import cache
 
@@ -29,22 +30,22 @@ except ImportError:  # an optional extension: no compiler, or another processor
     BUILDS, TYPES = (), ()
 
 VARIABLE = "HERMES_QUANT_KERNELS"
-
-
-def missing() -> str:
-    """One line for the user if the kernels were not built, else nothing."""
-    if BUILDS:
-        return ""
-    return (
-        "the vectorised kernels were not built (they need x86-64 and GCC or Clang at installation);"
-        " ggml and numpy make the same bytes, several times slower"
-    )
+MISSING = (
+    "the vectorised kernels were not built (they need x86-64 and GCC or Clang at installation);"
+    " ggml and numpy make the same bytes, several times slower"
+)
+_log = logging.getLogger(__name__)
 
 
 @cache
 def build() -> str | None:
-    """Which build of the kernels to use; None for ggml and numpy."""
+    """Which build of the kernels to use; None for ggml and numpy.
+
+    Says so, once, where none was built and nobody asked for that.
+    """
     wanted = os.environ.get(VARIABLE, "")
+    if not wanted and not BUILDS:
+        _log.warning(MISSING)
     if wanted == "ggml" or (not wanted and not BUILDS):
         return None
     if wanted and wanted not in BUILDS:

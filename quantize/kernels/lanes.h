@@ -87,7 +87,7 @@ INLINE vf clamp(vf a, int low, int high) { return vmax(vmin(a, all(high)), all(l
 
 INLINE vf to_float(vi a) { return __builtin_convertvector(a, vf); }
 /* Towards zero; what does not fit becomes -2^31, as cvttps2dq has it. */
-INLINE vi to_int(vf a) { return __builtin_convertvector(a, vi); }
+INLINE vi to_int(vf a) { return (vi)WIDE(cvttps_epi32)(a); }
 INLINE vi as_int8(vi a) { return (a << 24) >> 24; }
 
 /* 1.5 * 2^23: added to a number below 2^22, it leaves the nearest integer, ties to even, in the

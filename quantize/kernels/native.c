@@ -103,8 +103,8 @@ static int read_input(struct input *input, const char *build, const char *dtype,
     input->rows.dtype = input->build ? find_dtype(dtype) : -1;
     if (input->rows.dtype < 0)
         return -1;
-    size_t row_bytes = DTYPES[input->rows.dtype].bytes * (size_t)columns;
-    if (columns <= 0 || (size_t)values->len % row_bytes) {
+    size_t width = DTYPES[input->rows.dtype].bytes, row_bytes = width * (size_t)columns;
+    if (columns <= 0 || (size_t)columns > SIZE_MAX / width || (size_t)values->len % row_bytes) {
         PyErr_Format(PyExc_ValueError, "%zd bytes are no rows of %zd columns", values->len,
                      columns);
         return -1;

@@ -7,13 +7,14 @@ import subprocess
 import sys
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
 
 from convert.errors import InputError
 from convert.gguf import GGML_TYPES
-from convert.tensor import SOURCE_DTYPES, Block, round_to, to_float32
+from convert.tensor import SOURCE_DTYPES, Array, Block, round_to, to_float32
 from quantize import kernels, scaled
 from quantize.codes import FORMATS
 from quantize.ggml import Ggml, kernel_build, quantize_chunk
@@ -124,6 +125,7 @@ def test_buffers_of_the_wrong_size_are_refused_before_anything_is_written() -> N
         ((build, "F32", rows, 256, "Q4_K", np.zeros(255, np.float32), out), "importance: 1020"),
         ((build, "F32", rows, 128, "Q4_K", None, out), "128 columns are no blocks of 256"),
         ((build, "F32", rows, 300, "Q4_K", None, out), "2048 bytes are no rows of 300"),
+        ((build, "F32", rows, 1 << 62, "Q4_K", None, out), "2048 bytes are no rows of 46116860"),
         ((build, "F64", rows, 256, "Q4_K", None, out), "dtype F64"),
         ((build, "F32", rows, 256, "IQ1_S", None, out), "no kernel for IQ1_S"),
         (("mmx", "F32", rows, 256, "Q4_K", None, out), "no kernels named mmx"),
@@ -133,25 +135,28 @@ def test_buffers_of_the_wrong_size_are_refused_before_anything_is_written() -> N
     assert (out == 7).all()
 
 
-def test_a_kernel_that_differs_from_the_library_is_not_used(
-    monkeypatch: pytest.MonkeyPatch,
+@pytest.mark.parametrize("dtype", SOURCE_DTYPES)
+def test_a_kernel_that_reads_one_dtype_wrong_is_not_used_for_it(
+    monkeypatch: pytest.MonkeyPatch, dtype: str
 ) -> None:
     honest = kernels.quantize
 
-    def wrong(*arguments: object) -> np.ndarray:
-        out = honest(*arguments)  # type: ignore[arg-type]
-        out[-1, -1] ^= 1
+    def wrong(build: str, raw: Array, given: str, *others: Any) -> np.ndarray:
+        out = honest(build, raw, given, *others)
+        out[-1, -1] ^= given == dtype
         return out
 
     monkeypatch.setattr(kernels, "quantize", wrong)
-    values = hard_rows(np.random.default_rng(2), 3, 256)
+    raw, wide = stored_as(hard_rows(np.random.default_rng(2), 3, 256) * np.float32(1e-9), dtype)
     kernel_build.cache_clear()
     try:
-        with pytest.warns(UserWarning, match=r"kernel for Q6_K differs from the installed libggml"):
-            (made,) = Ggml("Q6_K").encode(Block("w", "F32", 0, values * 1e-9), None, None).parts
+        with pytest.warns(UserWarning, match=rf"Q6_K from {dtype} differs from the installed libg"):
+            (made,) = Ggml("Q6_K").encode(Block("w", dtype, 0, raw), None, None).parts
+        others = [kernel_build("Q6_K", other) for other in SOURCE_DTYPES if other != dtype]
+        assert others == [kernels.BUILDS[0]] * 2
     finally:
         kernel_build.cache_clear()
-    np.testing.assert_array_equal(made, quantize_chunk("Q6_K", values * np.float32(1e-9), None))
+    np.testing.assert_array_equal(made, quantize_chunk("Q6_K", wide, None))
 
 
 def test_a_kernel_that_differs_from_numpy_is_not_used(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -182,10 +187,10 @@ def run_python(code: str, **environment: str) -> subprocess.CompletedProcess[str
 
 @pytest.mark.parametrize("choice", [*kernels.BUILDS, "ggml", ""])
 def test_the_variable_chooses_the_build(choice: str) -> None:
-    done = run_python(
-        "from quantize import kernels, ggml; print(kernels.build(), ggml.kernel_build('Q4_K'))",
-        **{kernels.VARIABLE: choice},
+    code = "from quantize.ggml import kernel_build, kernels; " + (
+        "print(kernels.build(), kernel_build('Q4_K', 'F16'))"
     )
+    done = run_python(code, **{kernels.VARIABLE: choice})
     expected = {"ggml": "None", "": kernels.BUILDS[0]}.get(choice, choice)
     assert done.stdout.split() == [expected, expected]
 
