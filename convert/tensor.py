@@ -58,7 +58,8 @@ DTYPES = {
 """By name, in the order in which the safetensors library lays tensors out in a file."""
 SOURCE_DTYPES = ("BF16", "F16", "F32")
 """The dtypes of an unquantized checkpoint: what a weight may be stored in to be worked on."""
-
+_INFINITY = {"BF16": 0x7F80, "F16": 0x7C00, "F32": 0x7F800000}
+"""The bits of positive infinity, by dtype."""
 EPSILON = {"BF16": 2.0**-7, "F16": 2.0**-10, "F32": 2.0**-23}
 """Distance from 1 to the next value, by dtype."""
 
@@ -118,9 +119,9 @@ class Block:
 
     def check_finite(self) -> None:
         """Raise TensorError at the first NaN or infinity, naming its row and column."""
-        finite = finite_mask(self.raw, self.dtype)
-        if finite.all():
+        if all_finite(self.raw, self.dtype):
             return
+        finite = finite_mask(self.raw, self.dtype)
         row, column = (int(index) for index in np.argwhere(~finite)[0])
         value = to_float32(self.raw[row : row + 1, column : column + 1], self.dtype).item()
         raise TensorError(
@@ -158,6 +159,19 @@ def round_to(values: Float32, dtype: str) -> Array:
             return values.astype(np.float16)
     assert dtype == "F32", dtype
     return values
+
+
+def all_finite(raw: Array, dtype: str) -> bool:
+    """Whether no stored value is NaN or infinite: two passes, and no memory.
+
+    Those have the largest exponent. As signed numbers the bits of positive ones are the largest of
+    all, as unsigned numbers those of negative ones.
+    """
+    if not raw.size or dtype not in _INFINITY:
+        return bool(finite_mask(raw, dtype).all())
+    size, infinity = DTYPES[dtype].itemsize, _INFINITY[dtype]
+    signed, unsigned = raw.view(f"i{size}"), raw.view(f"u{size}")
+    return bool(signed.max() < infinity and unsigned.max() < infinity + (1 << (8 * size - 1)))
 
 
 def finite_mask(raw: Array, dtype: str) -> NDArray[np.bool_]:

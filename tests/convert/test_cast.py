@@ -16,6 +16,7 @@ from convert.gguf_reader import read_gguf
 from convert.job import convert
 from convert.tensor import DTYPES as STORED
 from convert.tensor import EPSILON, Block, finite_mask, round_to, to_float32
+from convert.tensor import all_finite as nothing_but_finite
 from tests.miniature import DTYPES, Shape, weights, write_checkpoint
 
 SHAPE = Shape(hidden=64, intermediate=96, layers=1, heads=2, kv_heads=1)
@@ -134,3 +135,23 @@ def test_what_is_finite_and_how_far_apart(dtype: str) -> None:
     assert EPSILON[dtype] == torch.finfo(DTYPES[dtype]).eps
     largest = np.float32([[torch.finfo(DTYPES[dtype]).max]])
     assert finite_mask(round_to(largest, dtype), dtype).all()
+
+
+@pytest.mark.parametrize("dtype", ["BF16", "F16"])
+def test_every_16_bit_pattern_is_finite_or_not_as_ieee_says(dtype: str) -> None:
+    bits = np.arange(1 << 16, dtype=np.uint16)
+    raw = bits if dtype == "BF16" else bits.view(np.float16)
+    finite = np.isfinite(torch.from_numpy(bits.view(np.int16)).view(DTYPES[dtype]).float().numpy())
+    assert finite_mask(raw, dtype).tolist() == finite.tolist()
+    assert [nothing_but_finite(raw[i : i + 1], dtype) for i in range(len(raw))] == finite.tolist()
+    assert nothing_but_finite(raw[finite], dtype)
+    assert nothing_but_finite(raw[:0], dtype)
+
+
+@pytest.mark.parametrize("value", [np.inf, -np.inf, np.nan, -np.nan])
+def test_one_value_among_many_is_found(value: float) -> None:
+    raw = np.random.default_rng(0).standard_normal((8, 96)).astype(np.float32)
+    raw[0, 0], raw[0, 1] = np.finfo(np.float32).max, np.finfo(np.float32).min
+    assert nothing_but_finite(raw, "F32")
+    raw[7, 31] = value
+    assert not nothing_but_finite(raw, "F32")

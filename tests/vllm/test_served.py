@@ -27,6 +27,8 @@ from verify.report.contents import ArtifactReport
 from verify.verify import verify
 
 NANO = ROOT / "examples/hermes-nano"
+BUNDLED = ROOT / "quantize/calibration_data/conversations.jsonl"
+CALIBRATION_LINES = 12
 PROMPTS = 200
 NEVER = "no x86-64 processor"
 
@@ -73,9 +75,9 @@ SCHEMES = {
 
 
 def folder_targets() -> set[str]:
-    """Targets that are folders for vLLM and need no calibration, by the tool's own list."""
-    others = {*MIXTURES, *FLOAT_FILE_TYPES, *CALIBRATED, *ONESHOT, checkpoint_copy.TARGET}
-    return planners(Options()).keys() - others
+    """Targets that are folders for vLLM, by the tool's own list."""
+    others = {*MIXTURES, *FLOAT_FILE_TYPES, checkpoint_copy.TARGET}
+    return (planners(Options()).keys() - others) | CALIBRATED.keys() | ONESHOT.keys()
 
 
 def processor_has(flag: str) -> bool:
@@ -113,7 +115,12 @@ def make(target: str, out: Path) -> Path:
         return NANO
     if target not in folder_targets():
         pytest.skip(f"hermes-quant does not make {target}")
-    quantize(str(NANO), out, [target], name="nano")
+    text = None
+    if target in {*CALIBRATED, *ONESHOT}:
+        text = out / "text.jsonl"
+        lines = BUNDLED.read_text().splitlines(keepends=True)
+        text.write_text("".join(lines[:CALIBRATION_LINES]))
+    quantize(str(NANO), out, [target], name="nano", calibration=text)
     return out / f"nano-{target}"
 
 
