@@ -29,16 +29,17 @@ INLINE void weigh(vf *w, const vf *x, const vf *importance, vf sigma2, int n)
         w[i] = importance[i] * root(sigma2 + x[i] * x[i]);
 }
 
-INLINE void search_sub_block(struct sub_blocks *s, int j, const vf *x, const vf *w, int n, int most,
-                             struct steps steps)
+/* Sub-blocks j to j + PAIR - 1, whose values begin at x. */
+INLINE void search_pair(struct sub_blocks *s, int j, const vf *x, const vf *w, int n, int most,
+                        struct steps steps)
 {
-    vf sum = zero();
-    for (int i = 0; i < n; i++)
-        sum += w[i];
-    s->weight[j] = sum;
-    s->found[j] = search_affine(x, w, n, most, steps);
-    s->scale[j] = s->found[j].scale;
-    s->minimum[j] = -s->found[j].low;
+    struct extent e[PAIR];
+    search_affine(s->found + j, e, x, w, PAIR, n, most, steps);
+    for (int k = 0; k < PAIR; k++) {
+        s->weight[j + k] = e[k].sum_w;
+        s->scale[j + k] = s->found[j + k].scale;
+        s->minimum[j + k] = -s->found[j + k].low;
+    }
 }
 
 #define WEIGHTED_STEPS ((struct steps){-0.9f, 0.05f, 36, 0})
@@ -46,10 +47,10 @@ INLINE void search_sub_block(struct sub_blocks *s, int j, const vf *x, const vf 
 INLINE void search_weighted(struct sub_blocks *s, const vf *x, const vf *importance, int n,
                             int most, vf sigma2)
 {
-    vf w[32];
-    for (int j = 0; j < 256 / n; j++) {
-        weigh(w, x + j * n, importance + j * n, sigma2, n);
-        search_sub_block(s, j, x + j * n, w, n, most, WEIGHTED_STEPS);
+    vf w[PAIR * 32];
+    for (int j = 0; j < 256 / n; j += PAIR) {
+        weigh(w, x + j * n, importance + j * n, sigma2, PAIR * n);
+        search_pair(s, j, x + j * n, w, n, most, WEIGHTED_STEPS);
     }
 }
 
@@ -91,11 +92,11 @@ static void q2_k(const vf *x, const vf *importance, vf sigma2, uint8_t *const *b
 {
     struct sub_blocks s;
     vi scales[16];
-    vf w[16];
-    for (int j = 0; j < 16; j++) {
-        for (int i = 0; i < 16; i++)
+    vf w[PAIR * 16];
+    for (int j = 0; j < 16; j += PAIR) {
+        for (int i = 0; i < PAIR * 16; i++)
             w[i] = magnitude(x[16 * j + i]);
-        search_sub_block(&s, j, x + 16 * j, w, 16, 3, (struct steps){-0.5f, 0.1f, 15, 1});
+        search_pair(&s, j, x + 16 * j, w, 16, 3, (struct steps){-0.5f, 0.1f, 15, 1});
     }
     vf scale = largest_of(s.scale, 16), minimum = largest_of(s.minimum, 16);
     vm some_scale = gt(scale, zero()), some_minimum = gt(minimum, zero());
@@ -161,12 +162,15 @@ INLINE void q45_k(const vf *x, int most, struct steps steps, uint8_t *const *blo
 {
     struct sub_blocks s;
     vi scales[8], minima[8];
-    vf w[32];
-    for (int j = 0; j < 8; j++) {
-        vf spread = root(sum_of_squares(x + 32 * j, 32) / 32.0f);
-        for (int i = 0; i < 32; i++)
-            w[i] = spread + magnitude(x[32 * j + i]);
-        search_sub_block(&s, j, x + 32 * j, w, 32, most, steps);
+    vf w[PAIR * 32];
+    for (int j = 0; j < 8; j += PAIR) {
+        for (int k = 0; k < PAIR; k++) {
+            const vf *values = x + 32 * (j + k);
+            vf spread = root(sum_of_squares(values, 32) / 32.0f);
+            for (int i = 0; i < 32; i++)
+                w[32 * k + i] = spread + magnitude(values[i]);
+        }
+        search_pair(&s, j, x + 32 * j, w, 32, most, steps);
     }
     vf scale = largest_of(s.scale, 8), minimum = largest_of(s.minimum, 8);
     vf per_scale = sel(gt(scale, zero()), 63.0f / scale, zero());

@@ -76,7 +76,9 @@ INLINE void affine_block_weighted(const vf *x, const vf *importance, vf sigma2, 
     vi codes[32];
     vf w[32];
     weigh(w, x, importance, sigma2, 32);
-    struct affine found = search_affine(x, w, 32, most, WEIGHTED_STEPS);
+    struct affine found;
+    struct extent extent;
+    search_affine(&found, &extent, x, w, 1, 32, most, WEIGHTED_STEPS);
     for (int i = 0; i < 32; i++)
         codes[i] = affine_code(&found, x[i], most);
     put_words(blocks, 0, to_half(found.scale) | to_half(found.low) << 16);

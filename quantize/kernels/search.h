@@ -25,15 +25,21 @@ INLINE vf quantum(vf a, int most, int exact)
     return exact ? to_float(iclamp(nearest(a), 0, most)) : clamp(rounded(a), 0, most);
 }
 
-INLINE vf weighted_error(const vf *x, const vf *w, const vf *l, vf scale, vf low, int n,
-                         int absolute)
+/* Sums over a block are chains of additions, each of which waits for the one before; a pair of blocks
+ * side by side keeps the processor busy meanwhile. `pair` is how many there are, 1 or PAIR; block k's
+ * n values begin at x[k * n]. */
+#define PAIR 2
+
+INLINE void weighted_errors(vf *error, const vf *x, const vf *w, const vf *l, const vf *scale,
+                            const vf *low, int pair, int n, int absolute)
 {
-    vf error = zero();
-    for (int i = 0; i < n; i++) {
-        vf difference = scale * l[i] + low - x[i];
-        error += w[i] * (absolute ? magnitude(difference) : difference * difference);
-    }
-    return error;
+    for (int k = 0; k < pair; k++)
+        error[k] = zero();
+    for (int i = 0; i < n; i++)
+        for (int k = 0; k < pair; k++) {
+            vf difference = scale[k] * l[k * n + i] + low[k] - x[k * n + i];
+            error[k] += w[k * n + i] * (absolute ? magnitude(difference) : difference * difference);
+        }
 }
 
 /* Products are monotone in x, so the outermost values tell whether all stay below 2^22. */
@@ -44,71 +50,101 @@ INLINE int rounds_in_floats(vf factor, vf low, vf smallest, vf largest, vm live)
     return !any(live & ~fits);
 }
 
-/* One step: quantize with `factor`, fit scale and low to the result, keep what is better. */
-INLINE void affine_step(struct affine *best, vf *best_error, const vf *x, const vf *w, vf sum_w,
-                        vf sum_x, vf factor, int n, int most, int absolute, int exact)
+/* What is known of a block before its search. */
+struct extent {
+    vf smallest, largest, sum_w, sum_x;
+};
+
+INLINE struct extent extent_of(const vf *x, const vf *w, int n)
 {
-    vf l[32], sum_l = zero(), sum_l2 = zero(), sum_xl = zero();
-    for (int i = 0; i < n; i++) {
-        l[i] = quantum(factor * (x[i] - best->low), most, exact);
-        vf weighted = w[i] * l[i];
-        sum_l += weighted;
-        sum_l2 += weighted * l[i];
-        sum_xl += weighted * x[i];
+    struct extent e = {x[0], x[0], w[0], w[0] * x[0]};
+    for (int i = 1; i < n; i++) {
+        e.smallest = vmin(x[i], e.smallest);
+        e.largest = vmax(x[i], e.largest);
+        e.sum_w += w[i];
+        e.sum_x += w[i] * x[i];
     }
-    vf determinant = sum_w * sum_l2 - sum_l * sum_l;
-    vf scale = (sum_w * sum_xl - sum_x * sum_l) / determinant;
-    vf low = (sum_l2 * sum_x - sum_l * sum_xl) / determinant;
-    vm above = gt(low, zero());
-    if (any(above)) {
-        scale = sel(above, sum_xl / sum_l2, scale);
-        low = sel(above, zero(), low);
+    return e;
+}
+
+/* One step: quantize with `factor`, fit scale and low to the result, keep what is better. */
+INLINE void affine_step(struct affine *best, vf *best_error, const vf *x, const vf *w,
+                        const struct extent *e, const vf *factor, int pair, int n, int most,
+                        int absolute, int exact)
+{
+    vf l[PAIR * 32], sum_l[PAIR], sum_l2[PAIR], sum_xl[PAIR], determinant[PAIR];
+    vf scale[PAIR], low[PAIR], error[PAIR];
+    for (int k = 0; k < pair; k++)
+        sum_l[k] = sum_l2[k] = sum_xl[k] = zero();
+    for (int i = 0; i < n; i++)
+        for (int k = 0; k < pair; k++) {
+            int at = k * n + i;
+            l[at] = quantum(factor[k] * (x[at] - best[k].low), most, exact);
+            vf weighted = w[at] * l[at];
+            sum_l[k] += weighted;
+            sum_l2[k] += weighted * l[at];
+            sum_xl[k] += weighted * x[at];
+        }
+    for (int k = 0; k < pair; k++) {
+        determinant[k] = e[k].sum_w * sum_l2[k] - sum_l[k] * sum_l[k];
+        scale[k] = (e[k].sum_w * sum_xl[k] - e[k].sum_x * sum_l[k]) / determinant[k];
+        low[k] = (sum_l2[k] * e[k].sum_x - sum_l[k] * sum_xl[k]) / determinant[k];
+        vm above = gt(low[k], zero());
+        if (any(above)) {
+            scale[k] = sel(above, sum_xl[k] / sum_l2[k], scale[k]);
+            low[k] = sel(above, zero(), low[k]);
+        }
     }
-    vf error = weighted_error(x, w, l, scale, low, n, absolute);
-    vm better = best->live & gt(determinant, zero()) & lt(error, *best_error);
-    *best_error = sel(better, error, *best_error);
-    best->factor = sel(better, factor, best->factor);
-    best->scale = sel(better, scale, best->scale);
-    best->base = sel(better, best->low, best->base);
-    best->low = sel(better, low, best->low);
+    weighted_errors(error, x, w, l, scale, low, pair, n, absolute);
+    for (int k = 0; k < pair; k++) {
+        vm better = best[k].live & gt(determinant[k], zero()) & lt(error[k], best_error[k]);
+        best_error[k] = sel(better, error[k], best_error[k]);
+        best[k].factor = sel(better, factor[k], best[k].factor);
+        best[k].scale = sel(better, scale[k], best[k].scale);
+        best[k].base = sel(better, best[k].low, best[k].base);
+        best[k].low = sel(better, low[k], best[k].low);
+    }
 }
 
 /* ggml's make_qkx2_quants and make_qkx3_quants; 0 if a product may reach 2^22 and exact is 0. */
-INLINE int try_affine(struct affine *best, const vf *x, const vf *w, int n, int most,
-                      struct steps steps, int exact)
+INLINE int try_affine(struct affine *best, const struct extent *e, const vf *x, const vf *w,
+                      int pair, int n, int most, struct steps steps, int exact)
 {
-    vf smallest = x[0], largest = x[0], sum_w = w[0], sum_x = w[0] * x[0], l[32];
-    for (int i = 1; i < n; i++) {
-        smallest = vmin(x[i], smallest);
-        largest = vmax(x[i], largest);
-        sum_w += w[i];
-        sum_x += w[i] * x[i];
-    }
-    vf low = sel(gt(smallest, zero()), zero(), smallest);
-    vm live = gt(largest, low);
-    vf factor = all(most) / (largest - low);
-    if (!exact && !rounds_in_floats(factor, low, smallest, largest, live))
-        return 0;
-    *best = (struct affine){1 / factor, low, factor, low, live};
-    for (int i = 0; i < n; i++)
-        l[i] = quantum(factor * (x[i] - low), most, exact);
-    vf best_error = weighted_error(x, w, l, best->scale, low, n, steps.absolute);
-    for (int step = 0; step <= steps.last; step++) {
-        factor = all(steps.first + steps.step * step + most) / (largest - best->low);
-        if (!exact && !rounds_in_floats(factor, best->low, smallest, largest, live))
+    vf l[PAIR * 32], scale[PAIR], low[PAIR], factor[PAIR], best_error[PAIR];
+    for (int k = 0; k < pair; k++) {
+        low[k] = sel(gt(e[k].smallest, zero()), zero(), e[k].smallest);
+        vm live = gt(e[k].largest, low[k]);
+        factor[k] = all(most) / (e[k].largest - low[k]);
+        if (!exact && !rounds_in_floats(factor[k], low[k], e[k].smallest, e[k].largest, live))
             return 0;
-        affine_step(best, &best_error, x, w, sum_w, sum_x, factor, n, most, steps.absolute, exact);
+        scale[k] = 1 / factor[k];
+        best[k] = (struct affine){scale[k], low[k], factor[k], low[k], live};
+        for (int i = 0; i < n; i++)
+            l[k * n + i] = quantum(factor[k] * (x[k * n + i] - low[k]), most, exact);
     }
-    best->scale = sel(live, best->scale, zero());
+    weighted_errors(best_error, x, w, l, scale, low, pair, n, steps.absolute);
+    for (int step = 0; step <= steps.last; step++) {
+        for (int k = 0; k < pair; k++) {
+            factor[k] = all(steps.first + steps.step * step + most) / (e[k].largest - best[k].low);
+            if (!exact && !rounds_in_floats(factor[k], best[k].low, e[k].smallest, e[k].largest,
+                                            best[k].live))
+                return 0;
+        }
+        affine_step(best, best_error, x, w, e, factor, pair, n, most, steps.absolute, exact);
+    }
+    for (int k = 0; k < pair; k++)
+        best[k].scale = sel(best[k].live, best[k].scale, zero());
     return 1;
 }
 
-INLINE struct affine search_affine(const vf *x, const vf *w, int n, int most, struct steps steps)
+/* What is found for each block of the pair, and e, what is known of it besides. */
+INLINE void search_affine(struct affine *best, struct extent *e, const vf *x, const vf *w, int pair,
+                          int n, int most, struct steps steps)
 {
-    struct affine best;
-    if (!try_affine(&best, x, w, n, most, steps, 0))
-        try_affine(&best, x, w, n, most, steps, 1);
-    return best;
+    for (int k = 0; k < pair; k++)
+        e[k] = extent_of(x + k * n, w + k * n, n);
+    if (!try_affine(best, e, x, w, pair, n, most, steps, 0))
+        try_affine(best, e, x, w, pair, n, most, steps, 1);
 }
 
 INLINE vi affine_code(const struct affine *found, vf x, int most)
@@ -142,37 +178,45 @@ INLINE vf signed_quantum(vf a, int most, int exact)
                  : clamp(rounded(a), -most, most - 1);
 }
 
-INLINE void symmetric_sums(const vf *x, const vf *w, int n, int most, int exact, vf factor,
-                           vf *sum_xl, vf *sum_l2)
+/* For a pair of factors; wx[i] is w[i] * x[i]. */
+INLINE void symmetric_sums(const vf *x, const vf *w, const vf *wx, int pair, int n, int most,
+                           int exact, const vf *factor, vf *sum_xl, vf *sum_l2)
 {
-    *sum_xl = *sum_l2 = zero();
-    for (int i = 0; i < n; i++) {
-        vf l = signed_quantum(factor * x[i], most, exact);
-        *sum_xl += w[i] * x[i] * l;
-        *sum_l2 += w[i] * l * l;
-    }
+    for (int k = 0; k < pair; k++)
+        sum_xl[k] = sum_l2[k] = zero();
+    for (int i = 0; i < n; i++)
+        for (int k = 0; k < pair; k++) {
+            vf l = signed_quantum(factor[k] * x[i], most, exact);
+            sum_xl[k] += wx[i] * l;
+            sum_l2[k] += w[i] * l * l;
+        }
 }
 
 /* ggml's make_qx_quants with weights. For finite x of magnitude 1e-15 and more, the products stay
  * below most + 1, whatever x; `exact` is for scales, which may be infinite. */
 INLINE struct symmetric search_symmetric(const vf *x, const vf *w, int n, int most, int exact)
 {
-    vf peak = extreme(x, n), sum_xl, sum_l2;
+    vf peak = extreme(x, n), factor[PAIR], sum_xl[PAIR], sum_l2[PAIR], wx[32];
     struct symmetric best = {.factor = all(-most) / peak};
     vm dead = lt(magnitude(peak), all(SMALLEST_GROUP));
     best.live = ~dead;
-    symmetric_sums(x, w, n, most, exact, best.factor, &sum_xl, &sum_l2);
-    best.scale = sel(eq(sum_l2, zero()), zero(), sum_xl / sum_l2);
-    vf quality = best.scale * sum_xl;
-    for (int step = -9; step <= 9; step++) {
-        if (step == 0)
-            continue;
-        vf factor = all(-(most + 0.1f * step)) / peak;
-        symmetric_sums(x, w, n, most, exact, factor, &sum_xl, &sum_l2);
-        vm better = gt(sum_l2, zero()) & gt(sum_xl * sum_xl, quality * sum_l2);
-        best.factor = sel(better, factor, best.factor);
-        best.scale = sel(better, sum_xl / sum_l2, best.scale);
-        quality = sel(better, best.scale * sum_xl, quality);
+    for (int i = 0; i < n; i++)
+        wx[i] = w[i] * x[i];
+    symmetric_sums(x, w, wx, 1, n, most, exact, &best.factor, sum_xl, sum_l2);
+    best.scale = sel(eq(sum_l2[0], zero()), zero(), sum_xl[0] / sum_l2[0]);
+    vf quality = best.scale * sum_xl[0];
+    for (int first = 0; first < 18; first += PAIR) { /* steps -9 to 9 without 0 */
+        for (int k = 0; k < PAIR; k++) {
+            int step = first + k < 9 ? first + k - 9 : first + k - 8;
+            factor[k] = all(-(most + 0.1f * step)) / peak;
+        }
+        symmetric_sums(x, w, wx, PAIR, n, most, exact, factor, sum_xl, sum_l2);
+        for (int k = 0; k < PAIR; k++) {
+            vm better = gt(sum_l2[k], zero()) & gt(sum_xl[k] * sum_xl[k], quality * sum_l2[k]);
+            best.factor = sel(better, factor[k], best.factor);
+            best.scale = sel(better, sum_xl[k] / sum_l2[k], best.scale);
+            quality = sel(better, best.scale * sum_xl[k], quality);
+        }
     }
     best.scale = sel(dead, zero(), best.scale);
     return best;
