@@ -25,9 +25,9 @@ INLINE vf quantum(vf a, int most, int exact)
     return exact ? to_float(iclamp(nearest(a), 0, most)) : clamp(rounded(a), 0, most);
 }
 
-/* Sums over a block are chains of additions, each of which waits for the one before; a pair of blocks
- * side by side keeps the processor busy meanwhile. `pair` is how many there are, 1 or PAIR; block k's
- * n values begin at x[k * n]. */
+/* Sums over a block are chains of additions, each of which waits for the one before; a pair of
+ * blocks side by side keeps the processor busy meanwhile. `pair` is how many there are, 1 or PAIR;
+ * block k's n values begin at x[k * n]. */
 #define PAIR 2
 
 INLINE void weighted_errors(vf *error, const vf *x, const vf *w, const vf *l, const vf *scale,
