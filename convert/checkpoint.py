@@ -14,7 +14,8 @@ from __future__ import annotations
 
 import hashlib
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
+from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 from types import TracebackType
@@ -33,6 +34,9 @@ SINGLE_NAME = "model.safetensors"
 PICKLE_SUFFIXES = (".bin", ".pth", ".pt", ".ckpt", ".pkl")
 WEIGHT_SUFFIXES = (".safetensors", ".gguf", ".h5", ".msgpack", *PICKLE_SUFFIXES)
 _CHUNK_BYTES = 1 << 20
+_AHEAD_BYTES = 1 << 17
+"""Linux takes no more of one request to read ahead than the device's own window, 128 KiB unless
+somebody set it otherwise (`force_page_cache_ra` in mm/readahead.c)."""
 TEMPLATE_FOLDER = "additional_chat_templates"
 RECIPE_NAME = "release.yaml"
 """A recipe may lie beside the weights; it says how to release them and is no part of them."""
@@ -103,6 +107,15 @@ class Checkpoint:
                         f"{self.path / shard}: cannot be opened: {error.strerror}"
                     ) from error
                 self._check_stamp(shard)
+
+    def will_read(self, info: TensorInfo, start: int, stop: int) -> None:
+        """Tell the kernel that these rows are wanted soon, so that it reads while others work."""
+        self.open_shards()
+        descriptor, end = self._descriptors[info.file], info.offset + stop * info.row_bytes
+        with suppress(OSError):  # it is advice
+            for at in range(info.offset + start * info.row_bytes, end, _AHEAD_BYTES):
+                size = min(_AHEAD_BYTES, end - at)
+                os.posix_fadvise(descriptor, at, size, os.POSIX_FADV_WILLNEED)
 
     def read_rows(
         self, info: TensorInfo, start: int, stop: int, buffer: NDArray[np.uint8] | None = None

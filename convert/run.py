@@ -20,6 +20,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import partial
+from itertools import islice, zip_longest
 from pathlib import Path
 from typing import Any
 
@@ -261,9 +262,11 @@ def _encode_all(
         run_all(pace.threads, edits)
     measured = Meter(pace.on_progress, to_reduce)
     encoded = Meter(pace.on_progress, total, total - left)
-    encoder = Encoder(checkpoint, files, journals, Memory(pace.memory_bytes))
+    encoder = Encoder(checkpoint, files, journals, Memory(pace.memory_bytes), values)
     groups = blocks.reductions(plan, done)
-    run_all(pace.threads, (partial(encoder.reduce, *g, values, measured) for g in groups))
-    units = blocks.units(plan, values)
-    run_all(pace.threads, (partial(encoder.encode, unit, done, encoded) for unit in units))
+    run_all(pace.threads, (partial(encoder.reduce, *g, measured) for g in groups))
+    units = blocks.pending(plan, values, done)
+    ahead = islice(blocks.pending(plan, values, done), 2 * pace.threads, None)
+    pairs = zip_longest(units, ahead)
+    run_all(pace.threads, (partial(encoder.encode, *pair, done, encoded) for pair in pairs))
     encoder.write_computed(plan, done)
