@@ -20,7 +20,7 @@ from typing import Any
 import numpy as np
 
 from convert import staging
-from convert.checkpoint import Checkpoint
+from convert.checkpoint import CONFIG_NAME, Checkpoint
 from convert.errors import OutputError, UnsupportedError
 from convert.finishing import finish_files, paths_of, publish
 from convert.output_tensor import OutputTensor, Part
@@ -65,6 +65,7 @@ def make_elsewhere(
         done, _ = split_finished([planned], checkpoint, tool, out, force)
         if done:
             return done[planned.name]
+        checkpoint.check_unchanged([*checkpoint.shards, CONFIG_NAME, *planned.copies])
         scratch = folder / f"{planned.name}{_MADE}"
         places = (scratch, folder / planned.name)
         _remove(places)
@@ -72,7 +73,7 @@ def make_elsewhere(
             _check_space(folder, planned, checkpoint)
             scratch.mkdir()
             how = fill(scratch)
-            checkpoint.check_unchanged()
+            checkpoint.check_unchanged(checkpoint.shards)
             _place(planned, scratch, folder)
             staging.remove(scratch)
             files = finish_files([planned], checkpoint, folder, threads, on_progress)

@@ -170,13 +170,10 @@ def _kept_if_resumable(folder: Path, checkpoint: Checkpoint) -> Iterator[None]:
 
 
 def _can_be_mended(error: BaseException, checkpoint: Checkpoint) -> bool:
-    if isinstance(
-        error, CheckpointError
-    ):  # a read error may pass; a changed source has other bytes
-        return checkpoint.is_unchanged()
-    return not isinstance(error, Exception) or isinstance(
-        error, OutputError | OSError | MemoryError
-    )
+    """Whether it may pass: a full disk, a read error; a changed source asks for other bytes."""
+    passing = CheckpointError | OutputError | OSError | MemoryError
+    mine = isinstance(error, Exception) and not isinstance(error, passing)
+    return not mine and not checkpoint.has_changed()
 
 
 def _empty(folder: Path) -> None:
@@ -201,7 +198,7 @@ def _recipe(recipe: Mapping[str, Any], checkpoint: Checkpoint) -> dict[str, Any]
 def disk_bytes(plan: Plan, checkpoint: Checkpoint) -> int:
     """Bytes on disk that the plan's outputs take, copied side files included."""
     copies = [copy for artifact in plan.artifacts for copy in artifact.copies]
-    return plan.write_bytes + sum((checkpoint.path / copy).stat().st_size for copy in copies)
+    return plan.write_bytes + checkpoint.side_file_bytes(copies)
 
 
 def _check_space(folder: Path, plan: Plan, checkpoint: Checkpoint, claims: Sequence[Claim]) -> None:
@@ -233,7 +230,7 @@ def _write_all(
         }
         _encode_all(plan, checkpoint, files, by_file, done, pace)
         files.sync()
-        checkpoint.check_unchanged()
+        checkpoint.check_unchanged(checkpoint.shards)
         return {c.planned.name: j.changed for c, j in zip(claims, journals, strict=True)}
     finally:
         files.close()

@@ -20,6 +20,7 @@ from pathlib import Path
 
 from convert.errors import OutputError
 from convert.plan import PlannedFile
+from convert.staging import STAGING_NAME
 
 DIRTY_BYTES = 1 << 28
 _CHUNK_BYTES = 1 << 20
@@ -115,7 +116,8 @@ class DiskErrors:
     def __exit__(self, kind: object, error: object, trace: object) -> None:
         if not isinstance(error, OSError):
             return
-        name = self.path.name
+        # The path it will have in the output folder: a bare config.json may be the source's.
+        name = str(self.path).partition(f"{STAGING_NAME}/")[2] or self.path.name
         if error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG):
             raise OutputError(
                 f"{name}: the disk is full; make room or choose another --out"
