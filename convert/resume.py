@@ -22,7 +22,7 @@ from convert.blocks import Done
 from convert.journal import SUFFIX, Binding, Journal, Records, journal_path, read_journal
 from convert.plan import PlannedArtifact, part_spans
 from convert.staged_files import DiskErrors, StagedFiles
-from convert.staging import remove
+from convert.staging import entries, remove
 from convert.workers import Meter, Progress, run_all
 
 Spans = list[tuple[int, int]]
@@ -66,7 +66,7 @@ def take_up(staging: Path, todo: Sequence[Bound], finished: Collection[str]) -> 
             _say_why(planned.name, "its journal cannot be read")
         claims.append(Claim(planned, binding, found[1] if planned.name in kept and found else None))
     asked = {planned.name for planned, _ in todo}
-    for entry in list(staging.iterdir()):
+    for entry in entries(staging):
         if entry.name in kept:
             continue
         name = entry.name.removesuffix(SUFFIX)

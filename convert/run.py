@@ -14,7 +14,6 @@ staging folder is removed. convert never imports quantize: the schemes arrive in
 
 from __future__ import annotations
 
-import os
 import shutil
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -45,7 +44,7 @@ from convert.resume import (
 )
 from convert.staged_files import StagedFiles
 from convert.staging import Artifact
-from convert.workers import Meter, Progress, run_all
+from convert.workers import Meter, Progress, cores, run_all
 
 RESUMABLE = "what is done is kept; run the same command again to go on from there"
 
@@ -65,6 +64,7 @@ class _Pace:
     threads: int
     memory_bytes: int
     on_progress: Progress | None
+    later_bytes: int
 
 
 def run(
@@ -79,8 +79,11 @@ def run(
     threads: int | None = None,
     memory_bytes: int = DEFAULT_MEMORY_BYTES,
     on_progress: Progress | None = None,
+    later_bytes: int = 0,
 ) -> list[Result]:
     """Make every artifact of `plan` in the folder `out`; those already there and equal are kept.
+
+    `later_bytes` must be left on the disk for what is made after them.
 
     Raises OutputError when a name is taken by something else and `force` is not set, or when the
     disk is full; whatever is raised, nothing incomplete is left under a final name. An error after
@@ -91,7 +94,9 @@ def run(
     stopped = (out / staging.STAGING_NAME).exists()  # a run, that is; it is mended first
     done, todo = ({}, []) if stopped else _split_finished(bound, out, force)
     if todo or stopped:
-        pace = _Pace(threads or os.cpu_count() or 1, memory_bytes, on_progress)
+        # What the plan was made of is what `bound` is the fingerprint of.
+        checkpoint.check_unchanged([*checkpoint.shards, *checkpoint.beside])
+        pace = _Pace(threads or cores(), memory_bytes, on_progress, later_bytes)
         with staging.staging_folder(out) as folder:
             staging.check_names(out, (planned.name for planned, _ in bound))
             # Once more, now that nobody else writes here: another run may just have ended.
@@ -147,10 +152,7 @@ def _split_finished(
             done[planned.name] = Result(found, kept=True)
             continue
         if (out / planned.name).exists() and not force:
-            raise OutputError(
-                f"{out / planned.name}: exists and was not made from this source by this version"
-                " with these options; move it away or pass --force to replace it"
-            )
+            raise staging.in_the_way(out / planned.name)
         todo.append((planned, binding))
     return done, todo
 
@@ -177,7 +179,7 @@ def _can_be_mended(error: BaseException, checkpoint: Checkpoint) -> bool:
 
 
 def _empty(folder: Path) -> None:
-    for entry in list(folder.iterdir()):
+    for entry in staging.entries(folder):
         staging.remove(entry)
 
 
@@ -201,8 +203,7 @@ def disk_bytes(plan: Plan, checkpoint: Checkpoint) -> int:
     return plan.write_bytes + checkpoint.side_file_bytes(copies)
 
 
-def _check_space(folder: Path, plan: Plan, checkpoint: Checkpoint, claims: Sequence[Claim]) -> None:
-    needed = disk_bytes(plan, checkpoint) - reserved_bytes(folder, claims)
+def _check_space(folder: Path, needed: int) -> None:
     free = shutil.disk_usage(folder).free
     if needed > free:
         raise OutputError(
@@ -216,7 +217,8 @@ def _write_all(
 ) -> dict[str, int]:
     """Make every file whole and flush it; returns how many values changed, by artifact."""
     plan = plan_edited([claim.planned for claim in claims], checkpoint)
-    _check_space(folder, plan, checkpoint, claims)
+    there = reserved_bytes(folder, claims)
+    _check_space(folder, disk_bytes(plan, checkpoint) - there + pace.later_bytes)
     checkpoint.open_shards()
     files = StagedFiles(folder)
     journals: list[Journal] = []
