@@ -30,7 +30,7 @@ from convert.edited import READS, EditedCheckpoint
 from convert.encoder import Encoder
 from convert.errors import CheckpointError, OutputError
 from convert.finishing import finish_files, paths_of, publish
-from convert.journal import Binding, Journal
+from convert.journal import Binding, Journal, journal_path
 from convert.memory import DEFAULT_MEMORY_BYTES, Memory, block_values, check_memory
 from convert.plan import Plan, PlannedArtifact, plan_run
 from convert.resume import (
@@ -238,6 +238,9 @@ def _write_all(
         files.close()
         for journal in journals:
             journal.close()
+        if files.lost:  # what the journals speak of may be in the kernel's cache and nowhere else
+            for claim in claims:
+                journal_path(folder, claim.planned.name).unlink(missing_ok=True)
 
 
 def _encode_all(
