@@ -35,7 +35,14 @@ class Place:
         folders = {name for target, name in names.items() if target in self.folders}
         files = {f"{name}.gguf" for target, name in names.items() if target not in self.folders}
         known = folders if self.split else folders | files
+
+        def is_there(name: str) -> bool:
+            return staging.may_be_kept(self.out, name, is_folder=name in folders, tool=tool)
+
+        if not self.force and known == folders | files and all(map(is_there, known)):
+            return  # nothing may have to be written
         with staging.trial_folder(self.out):
             staging.check_names(self.out, sorted(folders | files))
             for name in [] if self.force else sorted(known):
-                staging.check_free(self.out, name, is_folder=name in folders, tool=tool)
+                if (self.out / name).exists() and not is_there(name):
+                    raise staging.in_the_way(self.out / name)

@@ -198,14 +198,12 @@ def in_the_way(path: Path) -> OutputError:
     )
 
 
-def check_free(out: Path, name: str, *, is_folder: bool, tool: str) -> None:
-    """Raise OutputError if what has the name cannot be kept, whatever the plan turns out to be."""
-    if not (out / name).exists():
-        return
-    sidecar = read_sidecar(sidecar_path(out, name, is_folder=is_folder))
-    whole = sidecar and finished(out, name, is_folder=is_folder, fingerprint=sidecar.fingerprint)
-    if sidecar is None or not whole or sidecar.tool != tool:
-        raise in_the_way(out / name)
+def may_be_kept(out: Path, name: str, *, is_folder: bool, tool: str) -> bool:
+    """Whether an output of this name lies there, complete and made by `tool` from some source."""
+    found = read_sidecar(sidecar_path(out, name, is_folder=is_folder))
+    if found is None or found.tool != tool:
+        return False
+    return bool(finished(out, name, is_folder=is_folder, fingerprint=found.fingerprint))
 
 
 def check_names(out: Path, names: Iterable[str]) -> None:

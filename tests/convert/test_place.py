@@ -23,7 +23,7 @@ from convert.staging import SIDECAR_NAME, STAGING_NAME, staging_folder
 from quantize.compressed_table import CALIBRATED, ONESHOT
 from quantize.gguf_targets import Options
 from quantize.job import plan_folder, planners, quantize
-from tests.convert.outputs import assert_complete
+from tests.convert.outputs import TARGETS, assert_complete
 from tests.miniature import Shape, write_checkpoint
 
 Usage = namedtuple("Usage", "total used free")
@@ -113,6 +113,21 @@ def test_what_an_earlier_run_finished_is_left_to_the_plan(tmp_path: Path, source
     os.truncate(tmp_path / "m-Q8_0.gguf", 1000)
     with pytest.raises(OutputError, match=r"m-Q8_0\.gguf: exists"):
         place.check("m", ["Q8_0"], job.results[0].artifact.tool)
+
+
+def test_where_all_is_there_already_nothing_need_be_written(
+    tmp_path: Path, source: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    quantize(str(source), tmp_path, TARGETS, name="m")
+
+    def unlockable(*_: Any) -> Any:
+        raise PermissionError(errno.EROFS, os.strerror(errno.EROFS))
+
+    monkeypatch.setattr("convert.staging.open_lock", unlockable)
+    job = quantize(str(source), tmp_path, TARGETS, name="m")
+    assert all(result.kept for result in job.results)
+    with pytest.raises(OutputError, match="cannot be written to: Read-only file system"):
+        quantize(str(source), tmp_path, [*TARGETS, "Q4_0"], name="m")
 
 
 def test_a_gguf_that_may_be_split_has_one_of_two_names(tmp_path: Path) -> None:
