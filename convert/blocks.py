@@ -106,6 +106,11 @@ def units(plan: Plan, values: int) -> Iterator[Unit]:
             yield Unit(info, start, stop, wanted)
 
 
+def pending(plan: Plan, values: int, done: Done) -> Iterator[Unit]:
+    """The units of which something is missing."""
+    return (unit for unit in units(plan, values) if not done or any(tasks(unit, done)))
+
+
 def tasks(unit: Unit, done: Done) -> Iterator[Task]:
     """What is to be encoded from a unit; slots with the same gaps share one task."""
     for use in unit.uses:
@@ -145,7 +150,7 @@ def reduction_bytes(plan: Plan, done: Done) -> int:
 
 def missing_bytes(plan: Plan, values: int, done: Done) -> int:
     """Bytes of the units of which something is missing."""
-    return sum(unit.size_bytes for unit in units(plan, values) if any(tasks(unit, done)))
+    return sum(unit.size_bytes for unit in pending(plan, values, done))
 
 
 def row_blocks(info: TensorInfo, rows: int, step: int, values: int) -> Iterator[Rows]:

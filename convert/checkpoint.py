@@ -7,14 +7,18 @@ asked for with pread, so that threads share one descriptor a shard and memory ho
 being worked on. Pickled checkpoints (`.bin`, `.pth`) are never loaded: unpickling runs code.
 
 The fingerprint covers config, index, headers, and each shard's size and modification time: enough
-to notice that a source was replaced, without reading its weights.
+to notice that a source was replaced, without reading its weights. Sizes and times are taken before
+anything is read, of the files beside the weights too. A shard's are looked at again after every
+read, so that no row of a source that has changed is ever taken for one of the source that was
+opened, even if the old times come back later.
 """
 
 from __future__ import annotations
 
 import hashlib
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
+from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 from types import TracebackType
@@ -25,29 +29,46 @@ from numpy.typing import NDArray
 from convert import safetensors
 from convert.errors import CheckpointError
 from convert.model_spec import ModelSpec, read_json_object, read_model_spec
+from convert.shard_index import (
+    INDEX_NAME,
+    PICKLE_SUFFIXES,
+    SINGLE_NAME,
+    check_index,
+    find_shards,
+    read_index,
+)
 from convert.staging import SIDECAR_NAME
 from convert.tensor import DTYPES, Array, Block, TensorInfo
 
-INDEX_NAME = "model.safetensors.index.json"
-SINGLE_NAME = "model.safetensors"
-PICKLE_SUFFIXES = (".bin", ".pth", ".pt", ".ckpt", ".pkl")
 WEIGHT_SUFFIXES = (".safetensors", ".gguf", ".h5", ".msgpack", *PICKLE_SUFFIXES)
+CONFIG_NAME = "config.json"
 _CHUNK_BYTES = 1 << 20
+_AHEAD_BYTES = 1 << 17
+"""Linux takes no more of one request to read ahead than the device's own window, 128 KiB unless
+somebody set it otherwise (`force_page_cache_ra` in mm/readahead.c)."""
 TEMPLATE_FOLDER = "additional_chat_templates"
 RECIPE_NAME = "release.yaml"
 """A recipe may lie beside the weights; it says how to release them and is no part of them."""
 
 
+Stamp = tuple[int, int]
+"""Size and modification time (ns): what tells that a file has changed."""
+
+
 @dataclass(slots=True)
 class Checkpoint:
-    """An opened checkpoint; use it as a context manager so that its descriptors are closed."""
+    """An opened checkpoint; use it as a context manager so that its descriptors are closed.
+
+    `stamps` are of the shards, `beside` of what lies beside them, both as they were when opened.
+    """
 
     path: Path
     spec: ModelSpec
     shards: tuple[str, ...]
     tensors: dict[str, TensorInfo]
-    stamps: dict[str, tuple[int, int]]
+    stamps: dict[str, Stamp]
     revision: str | None = None
+    beside: dict[str, Stamp] = field(default_factory=dict)
     _descriptors: dict[str, int] = field(default_factory=dict)
 
     @classmethod
@@ -55,14 +76,16 @@ class Checkpoint:
         """Read config, index and headers of the checkpoint folder `path`."""
         if not path.is_dir():
             raise CheckpointError(f"{path}: not a folder; expected a Hugging Face checkpoint")
-        spec = read_model_spec(path / "config.json")
-        weight_map = _read_index(path)
-        shards = tuple(sorted(set(weight_map.values()))) if weight_map else _find_shards(path)
+        beside = {name: _stamp(path / name) for name in _names_beside(path)}
+        spec = read_model_spec(path / CONFIG_NAME)
+        weight_map = read_index(path)
+        shards = tuple(sorted(set(weight_map.values()))) if weight_map else find_shards(path)
         if SINGLE_NAME not in shards and (path / SINGLE_NAME).is_file():
             raise CheckpointError(
                 f"{path}: {INDEX_NAME} names other files than {SINGLE_NAME}, which is there too;"
                 " transformers would read that one. Remove what is stale"
             )
+        stamps = {shard: _stamp(path / shard) for shard in shards}
         tensors: dict[str, TensorInfo] = {}
         for shard in shards:
             for info in safetensors.read_header(path / shard, shard):
@@ -72,9 +95,8 @@ class Checkpoint:
                         f"{path}: tensor {info.name!r} is in {first} and in {shard}"
                     )
                 tensors[info.name] = info
-        _check_index(path, weight_map, tensors)
-        stamps = {shard: _stamp(path / shard) for shard in shards}
-        return cls(path, spec, shards, tensors, stamps, revision)
+        check_index(path, weight_map, tensors)
+        return cls(path, spec, shards, tensors, stamps, revision, beside)
 
     def __enter__(self) -> Checkpoint:
         return self
@@ -104,12 +126,22 @@ class Checkpoint:
                     ) from error
                 self._check_stamp(shard)
 
+    def will_read(self, info: TensorInfo, start: int, stop: int) -> None:
+        """Tell the kernel that these rows are wanted soon, so that it reads while others work."""
+        self.open_shards()
+        descriptor, end = self._descriptors[info.file], info.offset + stop * info.row_bytes
+        with suppress(OSError):  # it is advice
+            for at in range(info.offset + start * info.row_bytes, end, _AHEAD_BYTES):
+                size = min(_AHEAD_BYTES, end - at)
+                os.posix_fadvise(descriptor, at, size, os.POSIX_FADV_WILLNEED)
+
     def read_rows(
         self, info: TensorInfo, start: int, stop: int, buffer: NDArray[np.uint8] | None = None
     ) -> Block:
         """Rows `start` to `stop` of `info`, as stored: (stop - start) * row_bytes bytes.
 
-        The block's values lie in `buffer`, if there is one, until that is read into again.
+        The block's values lie in `buffer`, if there is one, until that is read into again. Raises
+        CheckpointError where they cannot be read, or the shard is not what was opened.
         """
         self.open_shards()
         size = (stop - start) * info.row_bytes
@@ -131,6 +163,7 @@ class Checkpoint:
                     " it was cut while it was read"
                 )
             done += count
+        self._check_stamp(info.file)
         return Block(info.name, info.dtype, start, raw)
 
     def read_tensor(self, name: str) -> Array:
@@ -138,26 +171,28 @@ class Checkpoint:
         info = self.tensors[name]
         return self.read_rows(info, 0, info.rows).raw.reshape(info.shape)
 
-    def check_unchanged(self) -> None:
-        """Raise CheckpointError if a shard's size or modification time has changed since `open`."""
-        for shard in self.stamps:
-            self._check_stamp(shard)
+    def check_unchanged(self, names: Iterable[str]) -> None:
+        """Raise CheckpointError if one of these files has changed since `open`."""
+        for name in names:
+            self._check_stamp(name)
 
-    def is_unchanged(self) -> bool:
-        """Whether every shard is still what it was when the checkpoint was opened."""
-        try:
-            self.check_unchanged()
-        except CheckpointError:
-            return False
-        return True
+    def has_changed(self) -> bool:
+        """Whether a shard is known to be another; one that cannot be looked at may come back."""
+        for shard, stamp in self.stamps.items():
+            with suppress(CheckpointError):
+                if _stamp(self.path / shard) != stamp:
+                    return True
+        return False
 
-    def _check_stamp(self, shard: str) -> None:
-        if _stamp(self.path / shard) != self.stamps[shard]:
-            raise CheckpointError(f"{self.path / shard}: changed while it was read; run again")
+    def _check_stamp(self, name: str) -> None:
+        known = self.stamps.get(name) or self.beside.get(name)
+        if _stamp(self.path / name) != known:
+            raise CheckpointError(f"{self.path / name}: changed while it was read; run again")
 
     def fingerprint(self) -> str:
         """sha256 over config, index, headers, sizes and modification times."""
-        digest = hashlib.sha256((self.path / "config.json").read_bytes())
+        digest = hashlib.sha256()
+        self.read_side_file(CONFIG_NAME, digest.update)
         for shard in self.shards:
             digest.update(repr((shard, self.stamps[shard])).encode())
         for info in self.tensors.values():
@@ -169,20 +204,16 @@ class Checkpoint:
 
         Python files travel only where config.json points to them (`auto_map`).
         """
-        python = "auto_map" in read_json_object(self.path / "config.json")
-        names = [
-            entry.name
-            for entry in sorted(self.path.iterdir())
-            if entry.is_file()
-            and not entry.name.startswith((".", "hermes-quant"))
-            and not entry.name.endswith(SIDECAR_NAME)
-            and entry.name != RECIPE_NAME
-            and entry.suffix not in WEIGHT_SUFFIXES
-            and not entry.name.endswith(".safetensors.index.json")
-            and (python or entry.suffix != ".py")
-        ]
-        templates = sorted((self.path / TEMPLATE_FOLDER).glob("*.jinja"))
-        return (*names, *(f"{TEMPLATE_FOLDER}/{template.name}" for template in templates))
+        python = "auto_map" in read_json_object(self.path / CONFIG_NAME)
+        return tuple(
+            name
+            for name in _names_beside(self.path)
+            if name != INDEX_NAME and (python or not name.endswith(".py"))
+        )
+
+    def side_file_bytes(self, names: Iterable[str]) -> int:
+        """Bytes of these side files together."""
+        return sum(_stamp(self.path / name)[0] for name in names)
 
     def read_side_file(self, name: str, on_read: Callable[[bytes], object]) -> None:
         """Hand a side file on in pieces: whatever lies in the folder may be one, of any size."""
@@ -196,64 +227,25 @@ class Checkpoint:
             ) from error
 
 
-def _stamp(path: Path) -> tuple[int, int]:
+def _names_beside(path: Path) -> tuple[str, ...]:
+    """The index, and all that may be a side file."""
+    names = [
+        entry.name
+        for entry in sorted(path.iterdir())
+        if entry.is_file()
+        and not entry.name.startswith((".", "hermes-quant"))
+        and not entry.name.endswith(SIDECAR_NAME)
+        and entry.name != RECIPE_NAME
+        and entry.suffix not in WEIGHT_SUFFIXES
+        and (entry.name == INDEX_NAME or not entry.name.endswith(".safetensors.index.json"))
+    ]
+    templates = sorted((path / TEMPLATE_FOLDER).glob("*.jinja"))
+    return (*names, *(f"{TEMPLATE_FOLDER}/{template.name}" for template in templates))
+
+
+def _stamp(path: Path) -> Stamp:
     try:
         status = path.stat()
     except OSError as error:
         raise CheckpointError(f"{path}: cannot be read: {error.strerror}") from error
     return status.st_size, status.st_mtime_ns
-
-
-def _read_index(path: Path) -> dict[str, str]:
-    """The index's tensor name -> shard map; empty where there is no index."""
-    index = path / INDEX_NAME
-    if not index.is_file():
-        return {}
-    weight_map = read_json_object(index).get("weight_map")
-    if not isinstance(weight_map, dict) or not weight_map:
-        raise CheckpointError(f"{index}: weight_map is missing or empty")
-    for name, shard in weight_map.items():
-        if not isinstance(shard, str) or Path(shard).name != shard or shard in ("", ".", ".."):
-            raise CheckpointError(f"{index}: {name!r} is said to be in {shard!r}, not a file name")
-        if not os.path.isfile(path / shard):  # Path.is_file raises for a name that is too long
-            raise CheckpointError(f"{path / shard}: missing; {index.name} needs it for {name!r}")
-        if not shard.endswith(".safetensors"):  # it would be a side file too, copied over its shard
-            raise CheckpointError(
-                f"{path / shard}: {index.name} needs it for {name!r}; expected a .safetensors file"
-            )
-    return weight_map
-
-
-def _find_shards(path: Path) -> tuple[str, ...]:
-    """Shards of a checkpoint without an index: one model.safetensors, or the only one there is."""
-    if (path / SINGLE_NAME).is_file():
-        return (SINGLE_NAME,)
-    found = sorted(entry.name for entry in path.glob("*.safetensors"))
-    if len(found) == 1:
-        return tuple(found)
-    if found:
-        raise CheckpointError(
-            f"{path}: {len(found)} safetensors files and no {INDEX_NAME}; the index is missing"
-        )
-    pickles = sorted(e.name for e in path.iterdir() if e.suffix in PICKLE_SUFFIXES)
-    if pickles:
-        raise CheckpointError(
-            f"{path}: only pickled weights ({pickles[0]}); unpickling runs code, so they are never"
-            " loaded. Convert them to safetensors in a sandbox first"
-        )
-    raise CheckpointError(f"{path}: no {SINGLE_NAME} and no {INDEX_NAME}")
-
-
-def _check_index(path: Path, weight_map: dict[str, str], tensors: dict[str, TensorInfo]) -> None:
-    """The index and the headers must tell the same story."""
-    for name, shard in weight_map.items():
-        if name not in tensors:
-            raise CheckpointError(f"{path / shard}: lacks {name!r}, which {INDEX_NAME} promises")
-        found = tensors[name].file
-        if found != shard:
-            raise CheckpointError(
-                f"{path / INDEX_NAME}: {name!r} is said to be in {shard}, it is in {found}"
-            )
-    for name, info in tensors.items():
-        if weight_map and name not in weight_map:
-            raise CheckpointError(f"{path / info.file}: holds {name!r}, which {INDEX_NAME} omits")

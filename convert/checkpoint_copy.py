@@ -11,12 +11,12 @@ from __future__ import annotations
 from collections import defaultdict
 
 from convert.cast import Cast
-from convert.checkpoint import INDEX_NAME
 from convert.edited import EditedCheckpoint
 from convert.errors import InputError
 from convert.model import Model
 from convert.output_tensor import OutputTensor, Source
 from convert.plan import PlacedTensor, PlannedArtifact, PlannedFile
+from convert.shard_index import INDEX_NAME
 
 TARGET = "SAFETENSORS"
 

@@ -85,6 +85,7 @@ class EditedCheckpoint(Checkpoint):
             checkpoint.tensors,
             checkpoint.stamps,
             checkpoint.revision,
+            checkpoint.beside,
             edits=edits,
         )
         edited._locks = {name: threading.Lock() for name in edits}

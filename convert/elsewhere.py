@@ -20,7 +20,7 @@ from typing import Any
 import numpy as np
 
 from convert import staging
-from convert.checkpoint import Checkpoint
+from convert.checkpoint import CONFIG_NAME, Checkpoint
 from convert.errors import OutputError, UnsupportedError
 from convert.finishing import finish_files, paths_of, publish
 from convert.output_tensor import OutputTensor, Part
@@ -51,12 +51,13 @@ def make_elsewhere(
     force: bool,
     threads: int,
     on_progress: Progress | None,
+    later: Sequence[PlannedArtifact] = (),
 ) -> Result:
     """Make one artifact in the folder `out`; an equal one that is there already is kept.
 
-    Raises OutputError where something else has the name and `force` is not set, or the disk is too
-    small; UnsupportedError for tensors that were not planned. Whatever is raised, nothing
-    incomplete is left.
+    `later` are those that are to be made after it, and must find room too. Raises OutputError where
+    something else has the name and `force` is not set, or the disk is too small; UnsupportedError
+    for tensors that were not planned. Whatever is raised, nothing incomplete is left.
     """
     fingerprint = planned.fingerprint(checkpoint, tool)
     with staging.staging_folder(out) as folder:
@@ -65,14 +66,15 @@ def make_elsewhere(
         done, _ = split_finished([planned], checkpoint, tool, out, force)
         if done:
             return done[planned.name]
+        checkpoint.check_unchanged([*checkpoint.shards, CONFIG_NAME, *planned.copies])
         scratch = folder / f"{planned.name}{_MADE}"
         places = (scratch, folder / planned.name)
         _remove(places)
         try:
-            _check_space(folder, planned, checkpoint)
+            _check_space(folder, [planned, *later], checkpoint)
             scratch.mkdir()
             how = fill(scratch)
-            checkpoint.check_unchanged()
+            checkpoint.check_unchanged(checkpoint.shards)
             _place(planned, scratch, folder)
             staging.remove(scratch)
             files = finish_files([planned], checkpoint, folder, threads, on_progress)
@@ -99,13 +101,25 @@ def _remove(places: Sequence[Path]) -> None:
             staging.remove(place)
 
 
-def _check_space(folder: Path, planned: PlannedArtifact, checkpoint: Checkpoint) -> None:
-    """The tensors lie there twice for a while: as they were left, and in their places."""
-    copies = sum((checkpoint.path / copy).stat().st_size for copy in planned.copies)
-    needed, free = 2 * planned.size_bytes + copies, shutil.disk_usage(folder).free
+def peak_bytes(planned: Sequence[PlannedArtifact], checkpoint: Checkpoint) -> int:
+    """Bytes on disk that it takes to make these one after the other.
+
+    The tensors of each lie there twice for a while: as they were left, and in their places.
+    """
+    made = highest = 0
+    for artifact in planned:
+        whole = artifact.size_bytes + checkpoint.side_file_bytes(artifact.copies)
+        highest = max(highest, made + artifact.size_bytes + whole)
+        made += whole
+    return highest
+
+
+def _check_space(folder: Path, planned: Sequence[PlannedArtifact], checkpoint: Checkpoint) -> None:
+    needed, free = peak_bytes(planned, checkpoint), shutil.disk_usage(folder).free
     if needed > free:
+        names = ", ".join(artifact.name for artifact in planned)
         raise OutputError(
-            f"{folder.parent}: {planned.name} takes {needed:,} bytes while it is made and"
+            f"{folder.parent}: {names} takes {needed:,} bytes while it is made and"
             f" {free:,} are free; make room or choose another --out"
         )
 

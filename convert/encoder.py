@@ -3,9 +3,12 @@
 In: units of work, from many threads. Each block is read with pread into a buffer that its thread
 keeps (mapped pages would count as memory in use), handed to every encoding that wants it, and each
 result written to every file that holds it; then the journals are told. Numpy, ggml, reads, writes
-and checksums release the interpreter lock.
+and checksums release the interpreter lock. Before a thread reads, it asks the kernel for a block
+that will be wanted later, so that the disk works while the threads encode.
 
 What a scheme hands back may be a view of the thread's buffer: it is written before the next read.
+A block larger than an ordinary one has a buffer of its own, which goes before its share of the
+memory is given back.
 """
 
 from __future__ import annotations
@@ -13,6 +16,7 @@ from __future__ import annotations
 import threading
 import zlib
 from collections.abc import Mapping
+from itertools import zip_longest
 from typing import Any
 
 import numpy as np
@@ -28,6 +32,8 @@ from convert.staged_files import DiskErrors, StagedFiles
 from convert.tensor import Block, TensorInfo
 from convert.workers import Meter
 
+_AHEAD = 2
+"""Blocks that a reduction, which one thread makes, asks for ahead of the one it reads."""
 Journals = Mapping[str, tuple[Journal, int]]
 """For the path of a file: its artifact's journal, and the file's index in the artifact."""
 
@@ -41,37 +47,48 @@ class Encoder:
         files: StagedFiles,
         journals: Journals,
         memory: Memory,
+        values: int,
     ) -> None:
+        """`values` are those of an ordinary block."""
         self.checkpoint, self.files, self.journals = checkpoint, files, journals
-        self.memory = memory
+        self.memory, self.values = memory, values
         self._states: dict[tuple[object, str], Any] = {}
         self._thread = threading.local()
 
-    def reduce(
-        self, key: tuple[object, str], members: list[Encoding], values: int, meter: Meter
-    ) -> None:
+    def reduce(self, key: tuple[object, str], members: list[Encoding], meter: Meter) -> None:
         """Fold every block of a group into the group's state."""
         state, scheme = None, members[0].tensor.scheme
-        for source in reduction_sources(members):
-            info, rows = source.tensor, source.stop - source.start
-            for start, stop in row_blocks(info, rows, scheme.block_rows, values):
-                with self.memory.taken((stop - start) * info.columns):
-                    block = self._read(info, source.start + start, source.start + stop)
-                    state = scheme.reduce(state, block)
-                meter.add(block.raw.nbytes, f"measuring {info.name}")
+        spans = [
+            (source.tensor, source.start + start, source.start + stop)
+            for source in reduction_sources(members)
+            for start, stop in row_blocks(
+                source.tensor, source.stop - source.start, scheme.block_rows, self.values
+            )
+        ]
+        for (info, start, stop), later in zip_longest(spans, spans[_AHEAD:]):
+            if later:
+                self.checkpoint.will_read(*later)
+            with self.memory.taken((stop - start) * info.columns):
+                state = scheme.reduce(state, self._read(info, start, stop))
+            meter.add((stop - start) * info.row_bytes, f"measuring {info.name}")
         self._states[key] = state
 
-    def encode(self, unit: Unit, done: Done, meter: Meter) -> None:
-        """Read a unit and write what is missing of it wherever it is wanted."""
-        missing = list(tasks(unit, done))
-        if not missing:
-            return
+    def encode(self, unit: Unit, later: Unit | None, done: Done, meter: Meter) -> None:
+        """Read a unit and write what is missing of it wherever it is wanted.
+
+        `later` is one that will be read soon.
+        """
+        if later:
+            self.checkpoint.will_read(later.info, later.start, later.stop)
         with self.memory.taken(unit.values):
-            whole = self._read(unit.info, unit.start, unit.stop)
-            permuted: dict[object, Block] = {}
-            for task in missing:
-                self._store(task, _block_of(task, whole, permuted))
+            self._encode(unit, done)
         meter.add(unit.size_bytes, unit.info.name)
+
+    def _encode(self, unit: Unit, done: Done) -> None:
+        whole = self._read(unit.info, unit.start, unit.stop)
+        permuted: dict[object, Block] = {}
+        for task in tasks(unit, done):
+            self._store(task, _block_of(task, whole, permuted))
 
     def write_computed(self, plan: Plan, done: Done) -> None:
         """Write the tensors that come from no checkpoint tensor."""
@@ -87,7 +104,9 @@ class Encoder:
         size = (stop - start) * info.row_bytes
         buffer: NDArray[np.uint8] | None = getattr(self._thread, "buffer", None)
         if buffer is None or buffer.size < size:
-            buffer = self._thread.buffer = np.empty(size, dtype=np.uint8)
+            buffer = np.empty(size, dtype=np.uint8)
+            if (stop - start) * info.columns <= self.values:
+                self._thread.buffer = buffer
         block = self.checkpoint.read_rows(info, start, stop, buffer)
         block.check_finite()
         return block

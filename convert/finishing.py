@@ -7,7 +7,7 @@ final names. Side files of the checkpoint are copied here, byte for byte.
 
 from __future__ import annotations
 
-import shutil
+import os
 from collections.abc import Sequence
 from functools import partial
 from pathlib import Path
@@ -30,23 +30,42 @@ def finish_files(
     """Copy the side files, then hash everything with one sequential read a file."""
     for planned in artifacts:
         for copy in planned.copies:
-            target = folder / planned.name / copy
-            with DiskErrors(target):
-                target.parent.mkdir(parents=True, exist_ok=True)
-                shutil.copyfile(checkpoint.path / copy, target)
-                staging.flush(target)
-                staging.flush(target.parent)
+            _copy(checkpoint, copy, folder / planned.name / copy)
+        checkpoint.check_unchanged(planned.copies)  # else they are not what the sidecar says
     paths = [path for planned in artifacts for path in paths_of(planned)]
     sizes = {path: (folder / path).stat().st_size for path in paths}
     meter = Meter(on_progress, sum(sizes.values()))
     found: dict[str, ArtifactFile] = {}
 
     def hash_file(path: str) -> None:
-        digest = staging.hash_file(folder / path, lambda size: meter.add(size, f"hashing {path}"))
+        with DiskErrors(folder / path, "read"):
+            digest = staging.hash_file(
+                folder / path, lambda size: meter.add(size, f"hashing {path}")
+            )
         found[path] = ArtifactFile(path, sizes[path], digest)
 
     run_all(threads, (partial(hash_file, path) for path in paths))
     return found
+
+
+def _copy(checkpoint: Checkpoint, name: str, target: Path) -> None:
+    """Copy a side file and flush it; an error says which of the two files it is about."""
+    with DiskErrors(target):
+        target.parent.mkdir(parents=True, exist_ok=True)
+        descriptor = os.open(target, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o666)
+
+    def write(data: bytes) -> None:
+        with DiskErrors(target):
+            while data:
+                data = data[os.write(descriptor, data) :]
+
+    try:
+        checkpoint.read_side_file(name, write)
+        with DiskErrors(target):
+            os.fsync(descriptor)
+            staging.flush(target.parent)
+    finally:
+        os.close(descriptor)
 
 
 def paths_of(planned: PlannedArtifact) -> list[str]:

@@ -12,7 +12,8 @@ to source, recipe and tool, then records of 40 bytes, little endian:
     u32 checksum  CRC-32 of the block's bytes, its parts one after the other
     u32 own       CRC-32 of the 36 bytes above
 
-Nothing here is flushed to disk. After a kill the kernel still has every byte; after a power loss
+A journal is flushed to disk before it takes the place of an earlier one, whose records it may hold;
+no record that is appended is. After a kill the kernel still has every byte; after a power loss
 records may be missing, or the blocks they speak of: a record whose own sum is wrong is not read,
 and a block whose sum is wrong is made again. CRC-32 is zlib's: it is everywhere, releases the
 interpreter lock and misses a damaged block once in 4 * 10^9, which is enough for damage that nobody
@@ -31,6 +32,8 @@ from pathlib import Path
 
 import numpy as np
 from numpy.typing import NDArray
+
+from convert.staging import flush
 
 SUFFIX = ".journal"
 SCHEMA_VERSION = 1
@@ -99,6 +102,7 @@ class Journal:
         head = json.dumps({"schema_version": SCHEMA_VERSION, **asdict(binding)}) + "\n"
         fresh = path.with_name(path.name + ".new")
         fresh.write_bytes(head.encode() + (b"" if records is None else records.tobytes()))
+        flush(fresh)  # else a power cut may leave neither this one nor the one before
         fresh.replace(path)
         self._descriptor = os.open(path, os.O_WRONLY | os.O_APPEND)
 

@@ -5,7 +5,9 @@ threads take their blocks' share from, so that all of them together stay under t
 whose smallest block is large is worked on by fewer threads at once, not refused. The budget covers
 what grows with the work (blocks read, widened, reordered, encoded, and the temporaries of a
 kernel); the interpreter, the plan and the vocabulary are not in it. Pages of files that wait in the
-kernel's cache are not the process's own and not counted either.
+kernel's cache are not the process's own and not counted either. Between blocks a thread keeps the
+buffer of one ordinary block as stored: over all threads at most a twelfth of the budget (4 of the
+48 bytes below), which is not taken off what others may have meanwhile.
 
 `WORKING_BYTES_PER_VALUE` is an upper bound for every scheme; a test measures it.
 """

@@ -53,7 +53,9 @@ def merge(first: Path, out: Path, *, force: bool = False) -> Merged:
                 stream.flush()
                 os.fsync(stream.fileno())
             size = temporary.stat().st_size
-            merged = Merged(size, staging.hash_file(temporary), len(model.paths))
+            with DiskErrors(out, "read"):
+                digest = staging.hash_file(temporary)
+            merged = Merged(size, digest, len(model.paths))
             with DiskErrors(out):
                 temporary.replace(out)
                 staging.flush(out.parent)

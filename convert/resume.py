@@ -2,9 +2,10 @@
 
 In: the artifacts that are to be made, each with what its bytes depend on. Out: their journals, and
 the rows that need not be made again. An artifact is taken up where its journal is bound to the
-same source, recipe and tool; every block it speaks of is read again and its checksum compared, and
-only blocks that are missing or differ are made. Everything else in the folder is removed, and a
-line of log says whose work that was and why it is of no use.
+same source, recipe and tool; every block it speaks of is read again, from the disk and not from the
+kernel's cache, and its checksum compared, and only blocks that are missing or differ are made.
+Everything else in the folder is removed, and a line of log says whose work that was and why it is
+of no use.
 """
 
 from __future__ import annotations
@@ -22,7 +23,7 @@ from convert.blocks import Done
 from convert.journal import SUFFIX, Binding, Journal, Records, journal_path, read_journal
 from convert.plan import PlannedArtifact, part_spans
 from convert.staged_files import DiskErrors, StagedFiles
-from convert.staging import remove
+from convert.staging import entries, remove
 from convert.workers import Meter, Progress, run_all
 
 Spans = list[tuple[int, int]]
@@ -66,7 +67,7 @@ def take_up(staging: Path, todo: Sequence[Bound], finished: Collection[str]) -> 
             _say_why(planned.name, "its journal cannot be read")
         claims.append(Claim(planned, binding, found[1] if planned.name in kept and found else None))
     asked = {planned.name for planned, _ in todo}
-    for entry in list(staging.iterdir()):
+    for entry in entries(staging):
         if entry.name in kept:
             continue
         name = entry.name.removesuffix(SUFFIX)
@@ -91,6 +92,10 @@ def open_journals(
 ) -> tuple[list[Journal], Done]:
     """Check every claim against the files; each journal goes on with what proved true."""
     sound = [np.zeros(0 if c.records is None else len(c.records), dtype=np.bool_) for c in claims]
+    for claim in claims:
+        if claim.records is not None:
+            for file in claim.planned.files:
+                files.forget_cached(file.path)
     meter = Meter(on_progress, sum(size for *_, spans in _blocks(claims) for _, size in spans))
     run_all(threads, (partial(_check, files, meter, sound, *block) for block in _blocks(claims)))
     journals, proven = [], []

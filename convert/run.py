@@ -14,12 +14,12 @@ staging folder is removed. convert never imports quantize: the schemes arrive in
 
 from __future__ import annotations
 
-import os
 import shutil
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import partial
+from itertools import islice, zip_longest
 from pathlib import Path
 from typing import Any
 
@@ -30,7 +30,7 @@ from convert.edited import READS, EditedCheckpoint
 from convert.encoder import Encoder
 from convert.errors import CheckpointError, OutputError
 from convert.finishing import finish_files, paths_of, publish
-from convert.journal import Binding, Journal
+from convert.journal import Binding, Journal, journal_path
 from convert.memory import DEFAULT_MEMORY_BYTES, Memory, block_values, check_memory
 from convert.plan import Plan, PlannedArtifact, plan_run
 from convert.resume import (
@@ -44,7 +44,7 @@ from convert.resume import (
 )
 from convert.staged_files import StagedFiles
 from convert.staging import Artifact
-from convert.workers import Meter, Progress, run_all
+from convert.workers import Meter, Progress, cores, run_all
 
 RESUMABLE = "what is done is kept; run the same command again to go on from there"
 
@@ -64,6 +64,7 @@ class _Pace:
     threads: int
     memory_bytes: int
     on_progress: Progress | None
+    later_bytes: int
 
 
 def run(
@@ -78,8 +79,11 @@ def run(
     threads: int | None = None,
     memory_bytes: int = DEFAULT_MEMORY_BYTES,
     on_progress: Progress | None = None,
+    later_bytes: int = 0,
 ) -> list[Result]:
     """Make every artifact of `plan` in the folder `out`; those already there and equal are kept.
+
+    `later_bytes` must be left on the disk for what is made after them.
 
     Raises OutputError when a name is taken by something else and `force` is not set, or when the
     disk is full; whatever is raised, nothing incomplete is left under a final name. An error after
@@ -90,7 +94,9 @@ def run(
     stopped = (out / staging.STAGING_NAME).exists()  # a run, that is; it is mended first
     done, todo = ({}, []) if stopped else _split_finished(bound, out, force)
     if todo or stopped:
-        pace = _Pace(threads or os.cpu_count() or 1, memory_bytes, on_progress)
+        # What the plan was made of is what `bound` is the fingerprint of.
+        checkpoint.check_unchanged([*checkpoint.shards, *checkpoint.beside])
+        pace = _Pace(threads or cores(), memory_bytes, on_progress, later_bytes)
         with staging.staging_folder(out) as folder:
             staging.check_names(out, (planned.name for planned, _ in bound))
             # Once more, now that nobody else writes here: another run may just have ended.
@@ -146,10 +152,7 @@ def _split_finished(
             done[planned.name] = Result(found, kept=True)
             continue
         if (out / planned.name).exists() and not force:
-            raise OutputError(
-                f"{out / planned.name}: exists and was not made from this source by this version"
-                " with these options; move it away or pass --force to replace it"
-            )
+            raise staging.in_the_way(out / planned.name)
         todo.append((planned, binding))
     return done, todo
 
@@ -169,17 +172,14 @@ def _kept_if_resumable(folder: Path, checkpoint: Checkpoint) -> Iterator[None]:
 
 
 def _can_be_mended(error: BaseException, checkpoint: Checkpoint) -> bool:
-    if isinstance(
-        error, CheckpointError
-    ):  # a read error may pass; a changed source has other bytes
-        return checkpoint.is_unchanged()
-    return not isinstance(error, Exception) or isinstance(
-        error, OutputError | OSError | MemoryError
-    )
+    """Whether it may pass: a full disk, a read error; a changed source asks for other bytes."""
+    passing = CheckpointError | OutputError | OSError | MemoryError
+    mine = isinstance(error, Exception) and not isinstance(error, passing)
+    return not mine and not checkpoint.has_changed()
 
 
 def _empty(folder: Path) -> None:
-    for entry in list(folder.iterdir()):
+    for entry in staging.entries(folder):
         staging.remove(entry)
 
 
@@ -200,11 +200,10 @@ def _recipe(recipe: Mapping[str, Any], checkpoint: Checkpoint) -> dict[str, Any]
 def disk_bytes(plan: Plan, checkpoint: Checkpoint) -> int:
     """Bytes on disk that the plan's outputs take, copied side files included."""
     copies = [copy for artifact in plan.artifacts for copy in artifact.copies]
-    return plan.write_bytes + sum((checkpoint.path / copy).stat().st_size for copy in copies)
+    return plan.write_bytes + checkpoint.side_file_bytes(copies)
 
 
-def _check_space(folder: Path, plan: Plan, checkpoint: Checkpoint, claims: Sequence[Claim]) -> None:
-    needed = disk_bytes(plan, checkpoint) - reserved_bytes(folder, claims)
+def _check_space(folder: Path, needed: int) -> None:
     free = shutil.disk_usage(folder).free
     if needed > free:
         raise OutputError(
@@ -218,7 +217,8 @@ def _write_all(
 ) -> dict[str, int]:
     """Make every file whole and flush it; returns how many values changed, by artifact."""
     plan = plan_edited([claim.planned for claim in claims], checkpoint)
-    _check_space(folder, plan, checkpoint, claims)
+    there = reserved_bytes(folder, claims)
+    _check_space(folder, disk_bytes(plan, checkpoint) - there + pace.later_bytes)
     checkpoint.open_shards()
     files = StagedFiles(folder)
     journals: list[Journal] = []
@@ -232,12 +232,15 @@ def _write_all(
         }
         _encode_all(plan, checkpoint, files, by_file, done, pace)
         files.sync()
-        checkpoint.check_unchanged()
+        checkpoint.check_unchanged(checkpoint.shards)
         return {c.planned.name: j.changed for c, j in zip(claims, journals, strict=True)}
     finally:
         files.close()
         for journal in journals:
             journal.close()
+        if files.lost:  # what the journals speak of may be in the kernel's cache and nowhere else
+            for claim in claims:
+                journal_path(folder, claim.planned.name).unlink(missing_ok=True)
 
 
 def _encode_all(
@@ -261,9 +264,11 @@ def _encode_all(
         run_all(pace.threads, edits)
     measured = Meter(pace.on_progress, to_reduce)
     encoded = Meter(pace.on_progress, total, total - left)
-    encoder = Encoder(checkpoint, files, journals, Memory(pace.memory_bytes))
+    encoder = Encoder(checkpoint, files, journals, Memory(pace.memory_bytes), values)
     groups = blocks.reductions(plan, done)
-    run_all(pace.threads, (partial(encoder.reduce, *g, values, measured) for g in groups))
-    units = blocks.units(plan, values)
-    run_all(pace.threads, (partial(encoder.encode, unit, done, encoded) for unit in units))
+    run_all(pace.threads, (partial(encoder.reduce, *g, measured) for g in groups))
+    units = blocks.pending(plan, values, done)
+    ahead = islice(blocks.pending(plan, values, done), 2 * pace.threads, None)
+    pairs = zip_longest(units, ahead)
+    run_all(pace.threads, (partial(encoder.encode, *pair, done, encoded) for pair in pairs))
     encoder.write_computed(plan, done)

@@ -6,6 +6,13 @@ handed on to the disk while encoding goes on: whenever `DIRTY_BYTES` are waiting
 cache, one thread of its own flushes them, and never more than one flush is under way. So at most
 twice that many bytes are ever waiting, a run does not end with a long flush, and the kernel never
 stops the threads that encode because too much is waiting.
+
+The fact a reader lacks: when the kernel cannot write a page to the disk, it says so once, to the
+next fsync, and then takes the page for clean (Rebello et al., "Can Applications Recover from fsync
+Failures?", USENIX ATC 2020). Whoever reads it back finds the bytes that were written, the next
+fsync succeeds, and the disk has something else. So after a failed flush (`lost`) nothing that was
+written is to be believed, and what an earlier process wrote is believed only when it comes from
+the disk (`forget_cached`).
 """
 
 from __future__ import annotations
@@ -14,12 +21,13 @@ import errno
 import os
 import threading
 import zlib
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
 
 from convert.errors import OutputError
 from convert.plan import PlannedFile
+from convert.staging import STAGING_NAME
 
 DIRTY_BYTES = 1 << 28
 _CHUNK_BYTES = 1 << 20
@@ -36,6 +44,8 @@ class StagedFiles:
         self._lock = threading.Lock()
         self._flusher = ThreadPoolExecutor(1)
         self._flush: Future[None] | None = None
+        self.lost = False
+        """Whether a flush has failed; final once the files are closed."""
 
     def create(self, files: Iterable[PlannedFile]) -> None:
         """Open every file at its full size, its space reserved; then put the headers in place.
@@ -75,8 +85,21 @@ class StagedFiles:
 
     def _write_back(self, names: set[str]) -> None:
         for name in sorted(names):
-            with DiskErrors(self.folder / name):
-                os.fdatasync(self._descriptors[name])
+            self._flush_now(name, os.fdatasync)
+
+    def _flush_now(self, name: str, flush: Callable[[int], None]) -> None:
+        with DiskErrors(self.folder / name, "flushed to the disk"):
+            try:
+                flush(self._descriptors[name])
+            except OSError:
+                self.lost = True
+                raise
+
+    def forget_cached(self, file: str) -> None:
+        """Have the kernel drop what it keeps of a file, so that the disk is what is read next."""
+        self._flush_now(file, os.fdatasync)  # only what is on the disk is dropped
+        with DiskErrors(self.folder / file, "read"):
+            os.posix_fadvise(self._descriptors[file], 0, 0, os.POSIX_FADV_DONTNEED)
 
     def checksum(self, file: str, spans: Iterable[tuple[int, int]]) -> int:
         """CRC-32 of parts of a file, one after the other."""
@@ -92,9 +115,8 @@ class StagedFiles:
         """Wait until every byte is on the disk."""
         if self._flush:
             self._flush.result()
-        for file, descriptor in self._descriptors.items():
-            with DiskErrors(self.folder / file):
-                os.fsync(descriptor)
+        for file in self._descriptors:
+            self._flush_now(file, os.fsync)
 
     def close(self) -> None:
         """Close every file, flushed or not."""
@@ -115,7 +137,8 @@ class DiskErrors:
     def __exit__(self, kind: object, error: object, trace: object) -> None:
         if not isinstance(error, OSError):
             return
-        name = self.path.name
+        # The path it will have in the output folder: a bare config.json may be the source's.
+        name = str(self.path).partition(f"{STAGING_NAME}/")[2] or self.path.name
         if error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG):
             raise OutputError(
                 f"{name}: the disk is full; make room or choose another --out"

@@ -10,12 +10,13 @@ The sidecar goes first and the data after it, so data under its final name is al
 described. With `force` the old output is renamed aside, the new one in, and the old one deleted; a
 run killed between the two renames is mended by the next one, which puts the old output back. The
 other files of a stopped run stay for the next one to go on with (`resume.py`).
-Two runs on one output folder cannot meet: the second fails to lock the staging folder.
+
+Two runs on one output folder cannot meet (`lock.py`). What one rename leaves is flushed before the
+next one relies on it, so that a power cut leaves what a kill leaves.
 """
 
 from __future__ import annotations
 
-import fcntl
 import hashlib
 import json
 import os
@@ -27,6 +28,7 @@ from pathlib import Path
 from typing import Any
 
 from convert.errors import OutputError
+from convert.lock import LOCK_NAME, open_lock, take_lock
 
 STAGING_NAME = ".hermes-quant-staging"
 SIDECAR_NAME = "hermes-quant.json"
@@ -102,37 +104,50 @@ def staging_folder(out: Path) -> Iterator[Path]:
     """
     staging = out / STAGING_NAME
     try:
-        out.mkdir(parents=True, exist_ok=True)
+        _make_folder(out)
         staging.mkdir(exist_ok=True)
-        lock = os.open(staging, os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW)
+        lock = open_lock(staging)
     except OSError as error:
         raise OutputError(f"{out}: cannot be written to: {error.strerror}") from error
     try:
-        _take_lock(lock, staging, out)
-        _mend(staging, out)
+        take_lock(lock, staging, out)
         try:
+            _mend(staging, out)
             yield staging
         finally:
             with suppress(OSError):  # it is not empty: a later run goes on from there
+                (staging / LOCK_NAME).unlink()
                 staging.rmdir()
     finally:
         os.close(lock)
 
 
-def _take_lock(lock: int, staging: Path, out: Path) -> None:
+def _make_folder(path: Path) -> None:
+    """Make a folder and those above it, each known to the disk."""
+    if path.is_dir():
+        return
+    _make_folder(path.parent)
+    path.mkdir(exist_ok=True)
+    with suppress(PermissionError):  # one may write to the folder above and not read it
+        flush(path.parent)
+
+
+def entries(staging: Path) -> list[Path]:
+    """What lies in a staging folder, the lock left out."""
+    return [entry for entry in staging.iterdir() if entry.name != LOCK_NAME]
+
+
+@contextmanager
+def trial_folder(out: Path) -> Iterator[Path]:
+    """A staging folder to see whether there can be one; of what it had to make nothing stays."""
+    made = [folder for folder in (out, *out.parents) if not os.path.exists(folder)]
     try:
-        fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except BlockingIOError as error:
-        raise OutputError(
-            f"{out}: another run is writing here; wait for it or choose another --out"
-        ) from error
-    if not staging.is_dir() or os.fstat(lock).st_ino != staging.stat().st_ino:
-        raise OutputError(f"{out}: another run has just finished here; run again")
-    if os.fstat(lock).st_dev != out.stat().st_dev:
-        raise OutputError(
-            f"{staging}: lies on another file system than {out}, so that nothing can be moved from"
-            " one to the other at once; remove it"
-        )
+        with staging_folder(out) as staging:
+            yield staging
+    finally:
+        with suppress(OSError):
+            for folder in made:
+                folder.rmdir()
 
 
 def _mend(staging: Path, out: Path) -> None:
@@ -141,7 +156,17 @@ def _mend(staging: Path, out: Path) -> None:
     Data goes back before its sidecar, and the sidecar of the new data is removed before that, so
     that a run killed here, too, leaves no data with the wrong sidecar.
     """
-    asides = [entry for entry in staging.iterdir() if entry.name.endswith(_ASIDE)]
+    try:
+        _put_back(staging, out)
+    except OSError as error:
+        raise OutputError(
+            f"{out}: what a stopped run had moved aside, into {staging.name}, cannot be put back:"
+            f" {error.strerror}"
+        ) from error
+
+
+def _put_back(staging: Path, out: Path) -> None:
+    asides = [entry for entry in entries(staging) if entry.name.endswith(_ASIDE)]
     for aside in sorted(asides, key=lambda entry: entry.name.endswith(SIDECAR_NAME + _ASIDE)):
         final = out / aside.name.removesuffix(_ASIDE)
         if final.exists():
@@ -149,7 +174,9 @@ def _mend(staging: Path, out: Path) -> None:
         sidecar = sidecar_path(out, final.name, is_folder=False)
         if not (staging / sidecar.name).exists():  # it has left: what lies in `out` is the new one
             sidecar.unlink(missing_ok=True)
+            flush(out)
         aside.rename(final)
+        flush(out)
     for aside in asides:
         if aside.exists():
             remove(aside)
@@ -161,6 +188,22 @@ def remove(entry: Path) -> None:
         shutil.rmtree(entry)
     else:
         entry.unlink()
+
+
+def in_the_way(path: Path) -> OutputError:
+    """What to raise where an output's name is taken."""
+    return OutputError(
+        f"{path}: exists and was not made from this source by this version with these options;"
+        " move it away or pass --force to replace it"
+    )
+
+
+def may_be_kept(out: Path, name: str, *, is_folder: bool, tool: str) -> bool:
+    """Whether an output of this name lies there, complete and made by `tool` from some source."""
+    found = read_sidecar(sidecar_path(out, name, is_folder=is_folder))
+    if found is None or found.tool != tool:
+        return False
+    return bool(finished(out, name, is_folder=is_folder, fingerprint=found.fingerprint))
 
 
 def check_names(out: Path, names: Iterable[str]) -> None:
@@ -220,8 +263,10 @@ def publish(staging: Path, out: Path, artifact: Artifact, *, is_folder: bool) ->
             final.rename(staging / (final.name + _ASIDE))
             if sidecar.exists():
                 sidecar.rename(staging / (sidecar.name + _ASIDE))
+            flush(out)
         if not is_folder:
             (staging / sidecar.name).rename(sidecar)
+            flush(out)
         (staging / artifact.name).rename(final)
         flush(out)
     except OSError as error:

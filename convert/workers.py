@@ -2,7 +2,8 @@
 
 `run_all` draws jobs from an iterable one at a time, so that a plan of a million blocks is never a
 list of them. The first error of any thread, or Ctrl-C, ends it: what has begun is finished, and
-nothing else begins. `Meter` adds up what the threads report of one phase of a run.
+nothing else begins. `cores` is how many threads are worth while. `Meter` adds up what the threads
+report of one phase of a run.
 `let_openmp_sleep` is about the threads of the libraries that run models.
 """
 
@@ -17,6 +18,11 @@ Progress = Callable[[int, int, str], None]
 """Called with bytes done so far, bytes in all, and what was just done; each phase counts anew."""
 Steps = Callable[[str, int, int], None]
 """Called with the name of what is worked on, its steps done so far, and its steps in all."""
+
+
+def cores() -> int:
+    """Processors that this process may use, which may be fewer than the machine has."""
+    return len(os.sched_getaffinity(0))
 
 
 def let_openmp_sleep() -> None:

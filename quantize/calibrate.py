@@ -25,7 +25,7 @@ from convert.errors import InputError, OutputError
 from convert.families.rules import FUSED, LINEAR_ROLES, Tensor
 from convert.job import tool_version
 from convert.model import Model, open_model
-from convert.staging import flush, hash_file, staging_folder
+from convert.staging import entries, flush, hash_file, staging_folder
 from convert.workers import Steps
 from quantize.calibration import (
     ACTIVATIONS,
@@ -210,7 +210,7 @@ def _publish(staging: Path, out: Path, names: Sequence[str]) -> None:
             flush(staging / name)
             os.replace(staging / name, out / name)
             flush(out)
-        for left in staging.iterdir():
+        for left in entries(staging):
             shutil.rmtree(left) if left.is_dir() else left.unlink()
     except OSError as error:
         raise OutputError(f"{out}: cannot be written to: {error.strerror}") from error

@@ -18,13 +18,14 @@ from dataclasses import replace
 from typing import Any
 
 from convert.cast import Cast
-from convert.checkpoint import INDEX_NAME, Checkpoint
+from convert.checkpoint import Checkpoint
 from convert.errors import UnsupportedError
 from convert.families.rules import FUSED, LINEAR_ROLES, Tensor
 from convert.model_spec import read_json_object
 from convert.output_tensor import OutputTensor, Source
 from convert.plan import PlacedTensor, PlannedArtifact, PlannedFile
 from convert.safetensors import Layout, StoredTensor, layout
+from convert.shard_index import INDEX_NAME
 from quantize.compressed_table import KNOWN, KV_CACHE, TARGETS
 from quantize.scaled import Shape
 from quantize.static_scales import NO_SCALES, StaticScales

@@ -7,7 +7,7 @@ the registry because the user names them: a mixture in a YAML file, and the best
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -17,6 +17,7 @@ from convert.errors import InputError
 from convert.job import Job, Planner
 from convert.memory import DEFAULT_MEMORY_BYTES
 from convert.model import Model
+from convert.place import Place
 from convert.plan import PlannedArtifact
 from convert.workers import Progress
 from quantize import kernels
@@ -30,7 +31,7 @@ from quantize.gguf_targets import Options, plan_mixture, plan_own_mixture, plan_
 from quantize.importance import read_importance
 from quantize.mixture_table import MIXTURES
 from quantize.oneshot_folders import OneshotFolders
-from quantize.own_mixture import SUFFIXES, read_own_mixture
+from quantize.own_mixture import SUFFIXES, OwnMixture, read_own_mixture
 from quantize.scaled import NUMERICS
 from quantize.size_target import SizeTarget
 from quantize.static_scales import StaticScales
@@ -122,52 +123,68 @@ def quantize(
         )
     only_text = len(by_oneshot) == len(targets) > 0 and not (fit_bytes or bits_per_weight)
     data = calibration if calibration and calibration.suffix == JSONL else None
+    if kv_cache and not KNOWN.keys() & set(targets):
+        raise InputError(f"--kv-cache-fp8 is for folders for vLLM; --to none of {', '.join(KNOWN)}")
+    wanted, own = _names(targets)
+    sizes = {size.name: size for size in _sizes(fit_bytes, bits_per_weight)}
+    wanted += sizes
+    edits = read_edit(abliterate).edits_of if abliterate else None
+    folders = {*KNOWN, *ONESHOT, checkpoint_copy.TARGET}
+    place = Place(out, folders, split=max_file_bytes is not None, force=force)
     if data is not None and only_text and not kv_cache:
         found = None  # only its text is wanted, and no pass over it
     else:
+        if data is not None and not dry_run:
+            names = [*planners(Options()), *own, *sizes]
+            job.look_ahead(model, place, wanted, names, name=name, metadata=metadata, edits=edits)
         found = _calibration(model, calibration, out, dry_run=dry_run, force=force)
     weights = imatrix or (found.imatrix if found else None)
     importance = read_importance(weights) if weights else None
     options = Options(importance, overrides, max_file_bytes)
     oneshot = OneshotFolders(found, data, kv_cache=kv_cache)
-    known, wanted = planners(options, numerics, found, kv_cache, oneshot), []
-    if kv_cache and not KNOWN.keys() & set(targets):
-        raise InputError(f"--kv-cache-fp8 is for folders for vLLM; --to none of {', '.join(KNOWN)}")
-    for target in targets:
-        if target.endswith(SUFFIXES):
-            mixture = read_own_mixture(Path(target))
-            if mixture.name in wanted:
-                raise InputError(f"{target}: another target is called {mixture.name} too")
-            known[mixture.name] = partial(plan_own_mixture, options=options, mixture=mixture)
-            target = mixture.name
-        wanted.append(target)
-    sizes = (SizeTarget(size_bytes=fit_bytes), SizeTarget(bits_per_weight=bits_per_weight))
-    for size, given in zip(sizes, (fit_bytes, bits_per_weight), strict=True):
-        if given is not None:
-            known[size.name] = partial(
-                plan_size_target,
-                options=options,
-                size=size,
-                threads=threads,
-                on_progress=on_progress,
-            )
-            wanted.append(size.name)
+    by_size = partial(plan_size_target, options=options, threads=threads, on_progress=on_progress)
+    known: dict[str, Planner] = {
+        **planners(options, numerics, found, kv_cache, oneshot),
+        **{n: partial(plan_own_mixture, options=options, mixture=m) for n, m in own.items()},
+        **{n: partial(by_size, size=size) for n, size in sizes.items()},
+    }
     return job.make(
         model,
-        out,
+        place,
         wanted,
         known,
         name=name,
         metadata=metadata,
         recipe=options.recipe() | _recipe(numerics, found, kv_cache),
-        force=force,
         dry_run=dry_run,
         memory_bytes=memory_bytes,
         threads=threads,
         on_progress=on_progress,
-        edits=read_edit(abliterate).edits_of if abliterate else None,
+        edits=edits,
         elsewhere=dict.fromkeys(ONESHOT, oneshot.fill),
     )
+
+
+def _names(targets: Sequence[str]) -> tuple[list[str], dict[str, OwnMixture]]:
+    """What the targets are called, and those of them that are mixtures in files."""
+    wanted: list[str] = []
+    own: dict[str, OwnMixture] = {}
+    for target in targets:
+        if target.endswith(SUFFIXES):
+            mixture = read_own_mixture(Path(target))
+            if mixture.name in wanted:
+                raise InputError(f"{target}: another target is called {mixture.name} too")
+            own[mixture.name] = mixture
+            target = mixture.name
+        wanted.append(target)
+    return wanted, own
+
+
+def _sizes(fit_bytes: int | None, bits_per_weight: float | None) -> Iterator[SizeTarget]:
+    if fit_bytes is not None:
+        yield SizeTarget(size_bytes=fit_bytes)
+    if bits_per_weight is not None:
+        yield SizeTarget(bits_per_weight=bits_per_weight)
 
 
 def _calibration(

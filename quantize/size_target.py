@@ -19,7 +19,6 @@ a million values a matrix.
 
 from __future__ import annotations
 
-import os
 import zlib
 from collections.abc import Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -35,7 +34,7 @@ from convert.gguf_plan import GGUFOutput
 from convert.model import FLOAT_FILE_TYPES
 from convert.output_tensor import Importance, OutputTensor, Scheme
 from convert.tensor import Block
-from convert.workers import Progress
+from convert.workers import Progress, cores
 from quantize.choice import NO_OVERRIDES, Choice, Overrides, fit, needs_importance, override
 from quantize.ggml import Ggml
 
@@ -114,7 +113,7 @@ def measure_candidates(
         )
 
     found: dict[str, tuple[Candidate, ...]] = {}
-    with ThreadPoolExecutor(threads or os.cpu_count()) as pool:
+    with ThreadPoolExecutor(threads or cores()) as pool:
         for output, candidates in zip(matrices, pool.map(measure, matrices), strict=True):
             found[output.tensor.name] = candidates
             if on_progress:

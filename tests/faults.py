@@ -4,9 +4,10 @@
 wrong and a summary, and exits with 1 if anything did. Each run is a forked child, so that it can be
 killed (SIGKILL, by its own hand in place of its n-th call, or by its parent) without starting an
 interpreter; the calls are counted by replacing them in the child's `os`. A write that is killed has
-written half of its bytes. After the kill, every file under a final name must be whole; sometimes a
-byte of what was staged is flipped; then the run is repeated in full, and everything must be
-byte for byte what an undisturbed run makes.
+written half of its bytes. After the kill the power is cut, too: a random half of the writes that
+were not flushed is lost (`power_loss.py`). Then every file under a final name must be whole;
+sometimes a byte of what was staged is flipped; then the run is repeated in full, and everything
+must be byte for byte what an undisturbed run makes.
 """
 
 from __future__ import annotations
@@ -27,35 +28,28 @@ from convert.journal import SUFFIX
 from convert.memory import WORKING_BYTES_PER_VALUE
 from convert.staging import STAGING_NAME
 from quantize.job import quantize
+from tests.power_loss import FLUSHES, MOVES, PATH_WRITES, WRITES, WriteLog, lose, replay, unseen
 
-WRITES = ("pwrite", "write")
-CALLS = (*WRITES, "fsync", "fdatasync", "posix_fallocate", "ftruncate", "rename", "replace")
-CALLS = (*CALLS, "unlink", "mkdir", "rmdir")
-PATH_WRITES = ("write_bytes", "write_text")
+CALLS = (*WRITES, *FLUSHES, *MOVES, "posix_fallocate", "ftruncate", "unlink", "mkdir", "rmdir")
 TARGETS = ["FP8_TENSOR", "NVFP4A16", "Q8_0", "BF16"]
 MEMORY_BYTES = WORKING_BYTES_PER_VALUE * 64 * 512
 """Makes several blocks of a miniature's matrices."""
 
 
-def instrument(on_call: Callable[[str, Callable[[], object]], None]) -> None:
+def instrument(on_call: Callable[[str, Callable[[], object]], None], log: WriteLog) -> None:
     """Call `on_call` in front of every call, with its name and what does half of it."""
-    for name in CALLS:
-        original = getattr(os, name)
+    for owner, name in [*((os, name) for name in CALLS), *((Path, name) for name in PATH_WRITES)]:
+        original = getattr(owner, name)
 
         def call(*a: Any, _original: Any = original, _name: str = name, **k: Any) -> Any:
-            half = (a[0], bytes(a[1])[: len(a[1]) // 2], *a[2:]) if _name in WRITES else ()
-            on_call(_name, lambda: _original(*half) if half else None)
-            return _original(*a, **k)
+            if _name in WRITES or _name in PATH_WRITES:
+                half = (a[0], a[1][: len(a[1]) // 2], *a[2:])
+                on_call(_name, lambda: log.call(_name, _original, half, k))
+            else:
+                on_call(_name, lambda: None)
+            return log.call(_name, _original, a, k)
 
-        setattr(os, name, call)
-    for name in PATH_WRITES:
-        original = getattr(Path, name)
-
-        def write(path: Path, data: Any, _original: Any = original, _name: str = name) -> Any:
-            on_call(_name, lambda: _original(path, data[: len(data) // 2]))
-            return _original(path, data)
-
-        setattr(Path, name, write)
+        setattr(owner, name, call)
 
 
 def forked(work: Callable[[], object], kill_after: float | None = None) -> int:
@@ -84,7 +78,7 @@ class Trial:
         self.calls: list[str] = []
         self.failures: list[str] = []
         self.trials = self.killed = 0
-        self.old = work / "old"
+        self.old, self.log = work / "old", work / "log"
         shutil.rmtree(work, ignore_errors=True)
         if force:
             quantize(str(source), self.old, TARGETS, name="m", metadata=self.metadata)
@@ -106,6 +100,7 @@ class Trial:
     def prepared(self, name: str) -> Path:
         out = self.work / name
         shutil.rmtree(out, ignore_errors=True)
+        self.log.unlink(missing_ok=True)
         if self.force:
             shutil.copytree(self.old, out)
         return out
@@ -128,13 +123,17 @@ class Trial:
 
         def counted() -> None:
             names: list[str] = []
-            instrument(lambda name, _: names.append(name))
+            written = WriteLog(self.log)
+            instrument(lambda name, _: names.append(name), written)
             self.make(out, 1)
+            written.end(out)
             os.close(os.open(log, os.O_WRONLY | os.O_CREAT))
             with log.open("w") as stream:
                 stream.write("\n".join(names))
 
         assert forked(counted) == 0
+        disk = replay(self.log)
+        self.failures += [f"undisturbed: {fault}" for fault in (*disk.faults, *unseen(out, disk))]
         return log.read_text().split()
 
     def kill_at(self, point: int) -> None:
@@ -147,7 +146,7 @@ class Trial:
                 os.kill(os.getpid(), signal.SIGKILL)
 
         def work() -> None:
-            instrument(die)
+            instrument(die, WriteLog(self.log))
             self.make(out, 1)
 
         self.judge(f"call {point}", out, forked(work), flip=point % 3 == 1)
@@ -155,14 +154,20 @@ class Trial:
     def kill_after(self, seconds: float) -> None:
         """Kill a run on two threads after a time."""
         out = self.prepared("trial")
-        code = forked(lambda: self.make(out, 2), seconds)
-        self.judge(f"{seconds:.3f} s", out, code, flip=False)
+
+        def work() -> None:
+            instrument(lambda *_: None, WriteLog(self.log))
+            self.make(out, 2)
+
+        self.judge(f"{seconds:.3f} s", out, forked(work, seconds), flip=False)
 
     def judge(self, where: str, out: Path, code: int, *, flip: bool) -> None:
         self.trials += 1
         self.killed += code == -signal.SIGKILL
         if code not in (0, -signal.SIGKILL):
             self.failures.append(f"killed at {where}: it ended with {code}")
+        lost = lose(out, replay(self.log), random.Random(where))
+        self.failures += [f"killed at {where}: {fault}" for fault in lost]
         for name, data in contents(out).items():
             known = (self.whole.get(name), self.before.get(name))
             if not name.startswith(STAGING_NAME) and data not in known:

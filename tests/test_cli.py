@@ -299,6 +299,15 @@ def on_a_terminal(words: list[object], columns: int) -> str:
     return out.decode()
 
 
+def test_progress_on_a_terminal_tells_rate_and_time_left(tmp_path: Path) -> None:
+    shape = Shape(hidden=1024, intermediate=4096, layers=3)
+    source = write_checkpoint(tmp_path / "s", shape=shape)
+    targets = ["--to", "Q4_K_M", "--to", "Q5_K_M"]
+    shown = on_a_terminal(["quantize", source, "--out", tmp_path / "out", *targets], 200)
+    pattern = r"model\.layers\.\d\S+ \S+ [\d.]+/[\d.]+ MB [\d.]+ [kM]B/s \d:\d\d:\d\d"
+    assert re.search(pattern, re.sub(r"\x1b\[[\d;?]*[A-Za-z]", "", shown)), shown
+
+
 def test_force_replaces(tmp_path: Path, miniature: Path) -> None:
     (tmp_path / "m-BF16.gguf").write_text("mine")
     words = ["quantize", miniature, "--out", tmp_path, "--name", "m", "--to", "BF16"]

@@ -20,12 +20,12 @@ from typing import Any
 
 import numpy as np
 
-from convert.checkpoint import INDEX_NAME
 from convert.errors import CheckpointError, InputError
 from convert.families import family_of
 from convert.families.rules import Family
 from convert.model_spec import ModelSpec, read_json_object, read_model_spec
 from convert.safetensors import read_header
+from convert.shard_index import INDEX_NAME
 from convert.tensor import DTYPES, SOURCE_DTYPES, Array, TensorInfo
 from verify.layouts import layout_of, values_each
 from verify.quantization import Group, Quantization, read_quantization

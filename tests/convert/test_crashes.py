@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import errno
+import os
 import re
+import resource
 import shutil
 import subprocess
 import sys
@@ -13,10 +16,11 @@ import pytest
 
 from convert.errors import OutputError
 from convert.run import RESUMABLE
-from convert.staging import SIDECAR_NAME, STAGING_NAME
+from convert.staging import STAGING_NAME
 from quantize.job import quantize
 from tests import faults
 from tests.convert.outputs import NAMES, TARGETS, assert_complete
+from tests.faults import contents
 from tests.miniature import Shape, write_checkpoint
 
 ROOT = Path(__file__).parents[2]
@@ -34,6 +38,7 @@ def test_a_run_killed_at_any_call_or_moment_is_taken_up_byte_for_byte(
     done = subprocess.run(arguments, capture_output=True, text=True, check=False, cwd=ROOT)
     assert done.returncode == 0, done.stdout + done.stderr
     kinds = {*faults.CALLS, *faults.PATH_WRITES}
+    assert len(done.stdout.splitlines()) == 2, "into an empty folder, and over old outputs"
     for line in done.stdout.splitlines():
         assert all(kind in line for kind in kinds), line
         killed, trials = map(int, re.search(r"(\d+) of (\d+) killed", line).groups())
@@ -150,11 +155,44 @@ def test_a_disk_that_fills_up_while_writing(
     monkeypatch.setattr("convert.run._check_space", lambda *_: None)  # somebody else wrote since
     with pytest.raises(OutputError, match="the disk is full; make room"):
         quantize(str(source), small_disk, ["BF16", "F32"], name="m")
-    assert_complete(small_disk)
-    assert {path.name for path in small_disk.iterdir()} == {
-        "m-Q8_0.gguf",
-        f"m-Q8_0.gguf.{SIDECAR_NAME}",
-    }
+    quantize(str(source), small_disk.parent / "whole", ["Q8_0"], name="m")
+    assert contents(small_disk) == contents(small_disk.parent / "whole")
+
+
+def test_a_file_that_may_not_grow_so_large_is_a_full_disk(tmp_path: Path, source: Path) -> None:
+    """Where no small disk can be mounted: a limit on the size of files."""
+    quantize(str(source), tmp_path / "whole", TARGETS, name="m")
+    size = (tmp_path / "whole" / "m-BF16.gguf").stat().st_size
+    limits = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (size - 1, limits[1]))
+    try:
+        with pytest.raises(OutputError, match=r"m-BF16\.gguf: the disk is full; make room"):
+            quantize(str(source), tmp_path / "out", TARGETS, name="m")
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, limits)
+    assert not any((tmp_path / "out").iterdir())
+    quantize(str(source), tmp_path / "out", TARGETS, name="m")
+    assert contents(tmp_path / "out") == contents(tmp_path / "whole")
+
+
+def test_a_disk_that_is_full_in_spite_of_what_was_reserved(
+    tmp_path: Path, source: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As thinly provisioned ones may be: the run goes on where it stopped."""
+    quantize(str(source), tmp_path / "whole", TARGETS, name="m")
+    pwrite, writes = os.pwrite, iter(range(1 << 30))
+
+    def full(descriptor: int, data: memoryview, offset: int) -> int:
+        if next(writes) == 12:
+            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+        return pwrite(descriptor, data, offset)
+
+    monkeypatch.setattr(os, "pwrite", full)
+    with pytest.raises(OutputError, match="the disk is full; make room") as raised:
+        quantize(str(source), tmp_path / "out", TARGETS, name="m", threads=1)
+    assert raised.value.__notes__ == [RESUMABLE]
+    quantize(str(source), tmp_path / "out", TARGETS, name="m")
+    assert contents(tmp_path / "out") == contents(tmp_path / "whole")
 
 
 def test_a_disk_with_no_room_for_the_sidecar(small_disk: Path, source: Path) -> None:
@@ -174,8 +212,5 @@ def test_a_disk_with_no_room_for_the_sidecar(small_disk: Path, source: Path) -> 
         str(source), small_disk, ["BF16"], name="m", on_progress=lambda *call: calls.append(call[2])
     )
     assert {call.split()[0] for call in calls} == {"checking", "hashing"}, "no weight is read again"
-    assert_complete(small_disk)
-    assert {path.name for path in small_disk.iterdir()} == {
-        "m-BF16.gguf",
-        f"m-BF16.gguf.{SIDECAR_NAME}",
-    }
+    quantize(str(source), small_disk.parent / "whole", ["BF16"], name="m")
+    assert contents(small_disk) == contents(small_disk.parent / "whole")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import subprocess
 import sys
 import threading
@@ -13,12 +14,17 @@ import numpy as np
 import pytest
 
 from convert.cast import Cast
+from convert.checkpoint import Checkpoint
 from convert.memory import WORKING_BYTES_PER_VALUE, Memory
 from convert.output_tensor import HeadInterleave, Scheme
-from convert.tensor import Block, round_to
+from convert.plan import plan_run
+from convert.tensor import Block, TensorInfo, round_to
+from convert.workers import cores
 from quantize.fp4 import Mxfp4, Nvfp4
 from quantize.ggml import Ggml
 from quantize.scaled import Scaled
+from tests.convert.plans import make, one_file, tensor
+from tests.miniature import Shape, write_checkpoint
 
 ROOT = Path(__file__).parents[2]
 
@@ -74,6 +80,40 @@ def test_a_large_tensor_stays_under_the_budget(tmp_path: Path) -> None:
     done = subprocess.run(words, capture_output=True, text=True, check=False, cwd=ROOT)
     assert done.returncode == 0, done.stdout + done.stderr
     assert "(134,217,728 bytes)" in done.stdout
+
+
+def test_buffers_of_large_blocks_do_not_outlast_their_share_of_the_memory(tmp_path: Path) -> None:
+    """128 rows of down_proj of the 405B are 13.6 MB, which every thread would keep."""
+    source, shape = write_checkpoint(tmp_path / "s", shape=Shape(layers=1)), (128 * 32, 4096)
+    budget = 128 * shape[1] * WORKING_BYTES_PER_VALUE
+    with Checkpoint.open(source) as checkpoint:
+        wide = TensorInfo("wide", "F32", shape, "wide.safetensors", 0)
+        with (source / wide.file).open("wb") as stream:
+            stream.truncate(wide.size_bytes)
+        status = (source / wide.file).stat()
+        checkpoint.shards = (wide.file,)
+        checkpoint.stamps = {wide.file: (status.st_size, status.st_mtime_ns)}
+        checkpoint.tensors = {wide.name: wide}
+        scheme = Scaled("FP8_BLOCK", "F32", "E4M3", "block")
+        plan = plan_run([one_file(tensor(checkpoint, "wide", scheme))])
+        make(plan, checkpoint, tmp_path / "first", threads=1, memory_bytes=budget)
+        tracemalloc.start()
+        try:
+            make(plan, checkpoint, tmp_path / "out", threads=16, memory_bytes=budget)
+            _, peak = tracemalloc.get_traced_memory()
+        finally:
+            tracemalloc.stop()
+    assert peak <= budget, f"{peak:,} of {budget:,}"
+
+
+def test_threads_are_as_many_as_the_processors_that_may_be_used() -> None:
+    allowed = os.sched_getaffinity(0)
+    os.sched_setaffinity(0, {min(allowed)})
+    try:
+        assert cores() == 1
+    finally:
+        os.sched_setaffinity(0, allowed)
+    assert cores() == len(allowed)
 
 
 def test_who_finds_too_little_memory_waits() -> None:

@@ -15,6 +15,7 @@ from convert.errors import OutputError
 from convert.staging import (
     SIDECAR_NAME,
     STAGING_NAME,
+    entries,
     finished,
     read_sidecar,
     sidecar_path,
@@ -177,7 +178,7 @@ def test_an_old_output_that_a_killed_run_moved_aside_comes_back(
     (staging / "m-Q8_0.gguf").write_text("half")
     with staging_folder(tmp_path):
         assert (tmp_path / name).exists()
-        (left,) = staging.iterdir()
+        (left,) = entries(staging)
         left.unlink()
     after = {Path(name).name: size for name, (_, size) in listing(tmp_path).items()}
     assert {n: s for n, s in after.items() if not n.endswith(SIDECAR_NAME)} == {

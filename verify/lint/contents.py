@@ -13,9 +13,9 @@ from __future__ import annotations
 import math
 from collections.abc import Container, Iterator
 
-from convert.checkpoint import INDEX_NAME
 from convert.families.rules import Family
 from convert.model_spec import ModelSpec
+from convert.shard_index import INDEX_NAME
 from convert.tensor import DTYPES, SOURCE_DTYPES, TensorInfo
 from verify.layouts import SUFFIXES, Part, layout_of, parts_of, stored_columns
 from verify.lint.finding import LintFinding

@@ -12,9 +12,9 @@ import stat
 from collections.abc import Iterator
 from pathlib import Path
 
-from convert.checkpoint import PICKLE_SUFFIXES
 from convert.errors import CheckpointError
 from convert.model_spec import read_json_object
+from convert.shard_index import PICKLE_SUFFIXES
 from verify.lint.finding import LintFinding
 from verify.lint.lints import finding
 from verify.stored_checkpoint import StoredCheckpoint
