@@ -19,19 +19,17 @@ from __future__ import annotations
 import random
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from convert.checkpoint import Checkpoint
 from convert.errors import InputError, UnsupportedError
 from convert.gguf_reader import read_gguf
-from convert.rendering import Tokenizer, stop_ids
-from convert.tokenizer import TokenType, Vocabulary, read_vocabulary
+from convert.rendering import Tokenizer
+from convert.tokenizer import Vocabulary, read_vocabulary
 from verify.artifact import Artifact, Kind
 from verify.check import Finding, Outcome, State, Verdict
-from verify.evidence import Evidence, Reference
-
-if TYPE_CHECKING:
-    from verify.engines.served_vocabulary import ServedVocabulary
+from verify.evidence import Evidence
+from verify.reply_ends import reply_ends
 
 NAME = "tokens"
 SEED = 20261121
@@ -86,7 +84,8 @@ def _check_gguf(evidence: Evidence) -> Outcome:
         fields = read_gguf(evidence.artifact.path).fields
         expected_vocabulary = _vocabulary(reference.checkpoint)
         findings = list(_special_findings(reference.tokenizer, fields))
-        findings += _end_findings(reference, expected_vocabulary, vocabulary)
+        wrong, notes = reply_ends(reference, expected_vocabulary, fields, vocabulary)
+        findings += wrong
         if expected_vocabulary is not None:
             adds = dict(zip(ADDED_AROUND, (vocabulary.adds_bos, vocabulary.adds_eos), strict=True))
             findings += _vocabulary_findings(expected_vocabulary, fields, adds)
@@ -96,7 +95,8 @@ def _check_gguf(evidence: Evidence) -> Outcome:
                 findings.append(Finding(repr(text), first_difference(expected, found)))
     finally:
         vocabulary.close()
-    return _outcome(findings, {"strings": len(texts), "different": len(findings)}, "same ids")
+    numbers = {"strings": len(texts), "different": len(findings)}
+    return _outcome(findings, numbers, "same ids", notes)
 
 
 def _vocabulary(source: Checkpoint) -> Vocabulary | None:
@@ -113,31 +113,6 @@ def _special_findings(tokenizer: Tokenizer, fields: Mapping[str, Any]) -> Iterat
         expected = getattr(tokenizer, attribute)
         if expected is not None and fields.get(key) != expected:
             yield Finding(key, f"is {fields.get(key)}, the reference's is {expected}")
-
-
-def _end_findings(
-    reference: Reference, expected: Vocabulary | None, artifact: ServedVocabulary
-) -> Iterator[Finding]:
-    """Tokens that end a reply of only one of the two.
-
-    llama.cpp ends replies at more control tokens than any one model uses, by their texts; that cuts
-    nothing off. A token that is no control token is part of what the model writes.
-    """
-    stops, ends = stop_ids(reference.checkpoint, reference.tokenizer), artifact.ends()
-    for token in sorted(stops - ends):
-        text = reference.tokenizer.decode([token])
-        yield Finding(
-            f"token {token} ({text!r})",
-            "ends the reference's replies, and llama.cpp generates on after it; make it"
-            " tokenizer.ggml.eos_token_id or eot_token_id",
-        )
-    types = expected.pieces.types if expected is not None else ()
-    for token in sorted(ends - stops):
-        if token < len(types) and types[token] is not TokenType.CONTROL:
-            text = reference.tokenizer.decode([token])
-            yield Finding(
-                f"token {token} ({text!r})", "llama.cpp ends a reply at it, the reference does not"
-            )
 
 
 def _vocabulary_findings(
@@ -209,8 +184,13 @@ def _different_files(source: Path, artifact: Path, names: Iterable[str]) -> Iter
             yield Finding(name, "is not the source's, byte for byte")
 
 
-def _outcome(findings: list[Finding], numbers: dict[str, int], good: str) -> Outcome:
+def _outcome(
+    findings: list[Finding],
+    numbers: dict[str, int],
+    good: str,
+    notes: Sequence[Finding] = (),
+) -> Outcome:
     if not findings:
-        return Outcome(NAME, Verdict(State.PASS, good, numbers))
+        return Outcome(NAME, Verdict(State.PASS, good, numbers), tuple(notes[:FINDINGS_SHOWN]))
     reason = f"{len(findings)} differences from the reference"
     return Outcome(NAME, Verdict(State.FAIL, reason, numbers), tuple(findings[:FINDINGS_SHOWN]))

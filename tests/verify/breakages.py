@@ -336,7 +336,7 @@ BREAKAGES = {
     ),
     "replies that end at <tool_call>": Breakage(
         gguf_with(fields=put("tokenizer.ggml.eot_token_id", TOOL_CALL)),
-        "tokens", "'<tool_call>'): llama.cpp ends a reply at it",
+        "tokens", "'<tool_call>'): llama.cpp ends a reply at it: it is",
     ),
     "a template added": Breakage(
         gguf_with(fields=put("tokenizer.chat_template.rag", "{{ messages[0].content }}")),

@@ -16,14 +16,18 @@ from convert.rendering import Tokenizer
 from quantize.job import quantize
 from tests.miniature import TEMPLATE, change_json, write_checkpoint
 from tests.verify.conftest import NANO, PROMPTS, evidence
-from tests.verify.damage import rewrite_gguf
+from tests.verify.damage import Edit, rewrite_gguf
 from tests.verify.replies import answer
 from tests.verify.template_damage import DEFECTS, GOOD
+from tests.verify.test_llama_server import BINARY, serving
 from tests.verify.test_tokens import BYTE_LEVEL
 from verify import rendering
+from verify.artifact import open_artifact
 from verify.check import State
 from verify.evidence import Answer, Reference, make_prompts
+from verify.own_prompts import open_prompts
 from verify.prefix_stability import measure_stability
+from verify.prompt_tokens import replay, write_fixture
 from verify.rendering import check_rendering
 from verify.suite import read_suite
 
@@ -32,7 +36,7 @@ USER = {"role": "user", "content": "go"}
 CALL = {"function": {"name": "f", "arguments": {"x": 1}}}
 CALLED = {"role": "assistant", "content": "", "tool_calls": [CALL]}
 RESULT = {"role": "tool", "content": "ok"}
-TOOL_USE = "tokenizer.chat_template.tool_use"
+TOOL_USE, ADD_BOS = "tokenizer.chat_template.tool_use", "tokenizer.ggml.add_bos_token"
 
 
 @pytest.mark.parametrize("target", ["F32", "Q8_0", "FP8_DYNAMIC"])
@@ -225,6 +229,42 @@ def test_an_unstable_template_is_told_with_numbers_and_fails_nothing(folder: Pat
         (finding,) = outcome.findings
         assert finding.subject == "recorded"
         assert "a server computes the rest again" in finding.message
+
+
+def drop_bos(values: dict[str, Any]) -> None:
+    values[TOOL_USE] = values[TOOL_USE].replace("{{- bos_token }}", "", 1)
+
+
+@pytest.mark.skipif(BINARY is None, reason="no llama-server: $HERMES_QUANT_LLAMA_SERVER or $PATH")
+@pytest.mark.parametrize(
+    ("edit", "more"),
+    [
+        (lambda values: None, 0),
+        (drop_bos, 0),
+        (lambda values: values.update({ADD_BOS: False}), 0),
+        (lambda values: (drop_bos(values), values.update({ADD_BOS: False})), -1),
+        (lambda values: values.update({TOOL_USE: "{{ bos_token }}" + values[TOOL_USE]}), 1),
+        (lambda values: values.update({ADD_BOS.replace("bos", "eos"): True}), 1),
+    ],
+)
+def test_a_real_llama_server_makes_the_same_prompts(
+    made: dict[str, Path], tmp_path: Path, edit: Edit, more: int
+) -> None:
+    """Told by their lengths, which is what it states; `more` than the reference's."""
+    path = rewrite_gguf(made["Q8_0"], tmp_path / "m.gguf", fields=edit)
+    checkpoint, tokenizer = Checkpoint.open(NANO), Tokenizer.open(NANO)
+    conversations = tuple(c for c in read_suite(None, NANO, 16).conversations if c.tools)
+    own = open_prompts(open_artifact(path))
+    prompts = tuple(own.ids(conversation) for conversation in conversations)
+    own.close()
+    expected = make_prompts(checkpoint, tokenizer, conversations, 96)
+    assert [len(p) - len(e) for p, e in zip(prompts, expected, strict=True)] == [more] * len(
+        prompts
+    )
+    write_fixture(Reference(checkpoint, tokenizer, conversations, prompts), tmp_path / "f.jsonl")
+    with serving(path) as url:
+        outcome = replay(tmp_path / "f.jsonl", url)
+    assert outcome.verdict.state is State.PASS, outcome
 
 
 def test_numbers_are_json(reference: Reference, artifacts: dict[str, Path]) -> None:

@@ -171,6 +171,22 @@ def test_control_tokens_at_which_llama_cpp_ends_more_replies_are_no_fault(
     assert check_tokens(evidence(reference, artifacts["Q8_0"])).verdict.state is State.PASS
 
 
+def test_a_word_that_llama_cpp_takes_for_the_end_in_every_gguf_is_told(tmp_path: Path) -> None:
+    """As `</s>` in Qwen's vocabulary: no fault of the file, and worth knowing."""
+    folder = write_checkpoint(tmp_path / "m")
+    path = folder / "tokenizer.json"
+    added = json.loads(path.read_text())["added_tokens"]
+    change_json(path, added_tokens=[*added, {**added[-1], "id": 267, "content": "</s>"}])
+    quantize(str(folder), tmp_path, ["Q8_0"], name="m")
+    with Checkpoint.open(folder) as checkpoint:
+        reference = Reference(checkpoint, Tokenizer.open(folder), (), ())
+        outcome = check_tokens(evidence(reference, tmp_path / "m-Q8_0.gguf"))
+    assert outcome.verdict.state is State.PASS, outcome.findings
+    (note,) = outcome.findings
+    assert note.subject == "token 267 ('</s>')"
+    assert "in every GGUF of this model" in note.message
+
+
 def test_what_is_missing_is_taken_for_no_only_where_it_means_no(tmp_path: Path) -> None:
     """Without the key llama.cpp adds a BOS under Llama-3's pre-tokenizer."""
     folder = write_checkpoint(tmp_path / "m")
