@@ -45,7 +45,7 @@ def check_templates(evidence: Evidence, /) -> Outcome:
     if different:
         reason = f"{len(different)} of {len(expected.keys() | found.keys())} templates differ"
         return Outcome(NAME, Verdict(State.FAIL, reason, numbers), (*different, *defects))
-    told = f"; {len(defects)} defects, all of them the reference's own" if defects else ""
+    told = f"; defects of the reference's own: {len(defects)}" if defects else ""
     reason = f"all {len(expected)} are there, and no other{told}"
     return Outcome(NAME, Verdict(State.PASS, reason, numbers), defects)
 

@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import io
 import shutil
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import pytest
+from rich.console import Console
 
 from convert.checkpoint import Checkpoint
 from convert.rendering import Tokenizer
@@ -14,9 +17,11 @@ from quantize.job import quantize
 from tests.miniature import TEMPLATE, change_json, write_checkpoint
 from tests.verify.conftest import evidence
 from tests.verify.damage import Edit, rewrite_gguf
+from tests.verify.test_report import report_of, right_reply
 from tests.vocabularies import data_file
-from verify.check import State
+from verify.check import Finding, Outcome, State, Verdict
 from verify.evidence import Reference
+from verify.report.terminal import print_report
 from verify.templates import check_templates
 
 
@@ -80,3 +85,18 @@ def test_defects_of_the_references_own_template_are_told_and_fail_nothing(tmp_pa
         outcome = check_templates(evidence(reference, mended))
         assert outcome.verdict.state is State.FAIL
         assert "(of this artifact's template)" in outcome.findings[-1].message
+
+
+def test_what_is_told_of_a_check_that_passed_is_printed(reference: Reference) -> None:
+    report = report_of(reference, right_reply)
+    finding = Finding("template-brace-extra in 'tool_use'", "after '}'")
+    passed = Verdict(State.PASS, "all 2 are there, and no other; 1 defects")
+    told = Outcome("templates", passed, (finding,))
+    quiet = Outcome("gguf_weights", passed, (Finding("blk.0", "worst of all"),))
+    artifact = replace(report.artifacts[0], outcomes=(*report.artifacts[0].outcomes, told, quiet))
+    console = Console(width=200, file=io.StringIO())
+    print_report(replace(report, artifacts=(artifact,)), console)
+    shown = console.file.getvalue()
+    assert "templates: all 2 are there" in shown
+    assert "template-brace-extra in 'tool_use': after '}'" in shown
+    assert "worst of all" not in shown
