@@ -22,12 +22,15 @@ from convert.conversation import Conversation
 from convert.errors import ConversationError
 from convert.gguf_reader import read_gguf
 from convert.rendering import Tokenizer, render
-from convert.template_sandbox import TemplateSandbox
+from convert.template_sandbox import Limits, TemplateSandbox
 from verify.artifact import Artifact, Kind
 from verify.templates import header_templates
 
 if TYPE_CHECKING:
     from verify.engines.served_vocabulary import ServedVocabulary
+
+LONGEST = 2_000_000
+"""Characters of a prompt, some 500,000 tokens: llama.cpp gets no text without measure."""
 
 
 class OwnPrompts(Protocol):
@@ -72,7 +75,7 @@ class _HeaderPrompts:
     def __init__(self, fields: Mapping[str, Any], vocabulary: ServedVocabulary) -> None:
         self._templates = Templates(in_files=header_templates(fields))
         self._vocabulary = vocabulary
-        self._sandbox = TemplateSandbox()
+        self._sandbox = TemplateSandbox(Limits(characters=LONGEST))
 
     def ids(self, conversation: Conversation) -> list[int]:
         """The prompt with what llama.cpp adds around it."""

@@ -125,6 +125,20 @@ def test_a_vocabulary_of_another_kind_is_no_crash(
     assert check_rendering(evidence(reference, path)).verdict.state is State.FAIL
 
 
+def test_a_prompt_without_measure_is_not_encoded(
+    reference: Reference, artifacts: dict[str, Path], tmp_path: Path
+) -> None:
+    endless = "{% for i in range(99999) %}{{ 'x' * 1000 }}{% endfor %}"
+    path = rewrite_gguf(
+        artifacts["Q8_0"],
+        tmp_path / "broken.gguf",
+        fields=lambda values: values.update({TOOL_USE: endless}),
+    )
+    outcome = check_rendering(evidence(reference, path))
+    assert outcome.verdict.state is State.FAIL
+    assert "it writes more than 2000000 characters" in outcome.findings[0].message
+
+
 def test_half_of_a_surrogate_pair_is_no_crash(
     reference: Reference, artifacts: dict[str, Path], tmp_path: Path
 ) -> None:
