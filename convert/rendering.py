@@ -58,7 +58,7 @@ class Tokenizer:
         config_path = folder / CONFIG_NAME
         config = read_json_object(config_path) if config_path.is_file() else {}
         _check_added_tokens(backend, config, config_path)
-        return cls(folder, read_templates(folder), _special_tokens(folder, config), backend)
+        return cls(folder, read_templates(folder), read_special_tokens(folder), backend)
 
     def encode(self, text: str) -> list[int]:
         """Ids of `text`, special tokens in it recognised, none added."""
@@ -146,15 +146,14 @@ def _token_id(backend: tokenizers.Tokenizer, token: str) -> int | None:
     return found
 
 
-def _special_tokens(folder: Path, config: Mapping[str, Any]) -> dict[str, str]:
+def read_special_tokens(folder: Path) -> dict[str, str]:
     """`bos_token` and the like: tokenizer_config.json first, then the older map beside it."""
-    legacy_path = folder / LEGACY_NAME
-    legacy = read_json_object(legacy_path) if legacy_path.is_file() else {}
     found: dict[str, str] = {}
-    for key, value in [*legacy.items(), *config.items()]:
-        text = value.get("content") if isinstance(value, dict) else value
-        if key.endswith("_token") and isinstance(text, str):
-            found[key] = text
+    for path in (folder / LEGACY_NAME, folder / CONFIG_NAME):
+        for key, value in (read_json_object(path) if path.is_file() else {}).items():
+            text = value.get("content") if isinstance(value, dict) else value
+            if key.endswith("_token") and isinstance(text, str):
+                found[key] = text
     return found
 
 

@@ -37,11 +37,11 @@ class Lint:
 
 
 def lint_tokenizer(
-    folder: Path, spec: ModelSpec, vocabulary: Vocabulary | None
+    folder: Path, spec: ModelSpec | None, vocabulary: Vocabulary | None
 ) -> tuple[Lint, ...]:
     """Every finding about a checkpoint folder; without a vocabulary, only about its templates."""
     config = _json(folder / "tokenizer_config.json")
-    if vocabulary is None:
+    if spec is None or vocabulary is None:
         return tuple(_templates(folder))
     return (
         *_bos(folder, config, vocabulary),

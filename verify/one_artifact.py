@@ -36,6 +36,7 @@ from verify.gguf_weights import check_gguf_weights
 from verify.logits import check_log_probabilities
 from verify.portability import NAME as PORTABILITY
 from verify.portability import check_portability
+from verify.rendering import check_rendering
 from verify.report.contents import ArtifactReport, Scores
 from verify.scales import check_scales
 from verify.served import NAME as SERVED_CALLS
@@ -48,8 +49,13 @@ from verify.templates import check_templates
 from verify.tokens import check_tokens
 from verify.weights import check_weights, is_fp8
 
-CHECKS_BEFORE: tuple[Check[Evidence], ...] = (check_structure, check_tokens, check_templates)
-CHECKS_OF_FILES = ("structure", "tokens", "templates")
+CHECKS_BEFORE: tuple[Check[Evidence], ...] = (
+    check_structure,
+    check_tokens,
+    check_templates,
+    check_rendering,
+)
+CHECKS_OF_FILES = ("structure", "tokens", "templates", "rendering")
 """The names of CHECKS_BEFORE, none of which can be made of a served model."""
 CHECKS_AFTER: tuple[Check[Evidence], ...] = (check_agreement,)
 OpenEngine = Callable[[Artifact], Engine]

@@ -191,6 +191,27 @@ def drop_tool_use(content: dict[str, Any]) -> None:
     content["chat_template"] = [t for t in content["chat_template"] if t["name"] == "default"]
 
 
+def line_before_bos(values: dict[str, Any]) -> None:
+    """A line break before the template's BOS: llama-server then takes none of the two off."""
+    values[TOOL_USE] = "{{ '\\n' }}" + values[TOOL_USE]
+
+
+def add_file(name: str, text: str) -> Callable[[Path], None]:
+    def apply(folder: Path) -> None:
+        (folder / name).parent.mkdir(exist_ok=True)
+        (folder / name).write_text(text)
+
+    return apply
+
+
+def system_prompt(content: dict[str, Any]) -> None:
+    """Every template of a folder has words of its own after its BOS."""
+    for entry in content["chat_template"]:
+        entry["template"] = entry["template"].replace(
+            "{{ bos_token }}", "{{ bos_token }}Be good.", 1
+        )
+
+
 Q, MLP = "blk.0.attn_q.weight", "model.layers.0.mlp.down_proj.weight"
 BREAKAGES = {
     "two tensors swapped": Breakage(
@@ -308,6 +329,55 @@ BREAKAGES = {
     ),
     "FP8: a token added": Breakage(
         folder_with(files=edit_json("tokenizer.json", add_token)), "tokens", "tokenizer.json"
+    ),
+    "add_bos_token left out": Breakage(
+        gguf_with(fields=drop("tokenizer.ggml.add_bos_token")),
+        "tokens", "add_bos_token: missing",
+    ),
+    "replies that end at <tool_call>": Breakage(
+        gguf_with(fields=put("tokenizer.ggml.eot_token_id", TOOL_CALL)),
+        "tokens", "'<tool_call>'): llama.cpp ends a reply at it: it is",
+    ),
+    "a template added": Breakage(
+        gguf_with(fields=put("tokenizer.chat_template.rag", "{{ messages[0].content }}")),
+        "templates", "tokenizer.chat_template.rag: the reference has none of this name",
+    ),
+    "an EOS after every prompt": Breakage(
+        gguf_with(fields=put("tokenizer.ggml.add_eos_token", True)),
+        "rendering", "reference [], artifact [260]",
+    ),
+    "no BOS before a prompt": Breakage(
+        gguf_with(fields=lambda values: values.update({
+            TOOL_USE: values[TOOL_USE].replace("{{ bos_token }}", "", 1),
+            "tokenizer.ggml.add_bos_token": False,
+        })),
+        "rendering", "begins without a BOS token (257)",
+    ),
+    "two BOS before a prompt": Breakage(
+        gguf_with(fields=second_bos), "rendering", "begins with two BOS tokens (257)"
+    ),
+    "a prompt that begins before its BOS": Breakage(
+        gguf_with(fields=line_before_bos), "rendering", "ids differ from place 1"
+    ),
+    "a template that never ends": Breakage(
+        gguf_with(fields=put(TOOL_USE, "{% macro f() %}{{ f() }}{% endmacro %}{{ f() }}")),
+        "rendering", "it calls itself without end",
+    ),
+    "FP8: a chat_template.jinja added, which wins": Breakage(
+        folder_with(files=add_file("chat_template.jinja", "{{ messages[0].content }}")),
+        "templates", "template 'default': is not the reference's template",
+    ),
+    "FP8: a tool_use.jinja added, which wins": Breakage(
+        folder_with(files=add_file("additional_chat_templates/tool_use.jinja", "{{ tools }}")),
+        "templates", "template 'tool_use': is not the reference's template",
+    ),
+    "FP8: a system prompt added to the templates": Breakage(
+        folder_with(files=edit_json("tokenizer_config.json", system_prompt)),
+        "rendering", "ids differ from place 1",
+    ),
+    "FP8: an adapter laid over it": Breakage(
+        folder_with(files=add_file("adapter_config.json", "{}")),
+        "tokens", "adapter_config.json: the source has none",
     ),
     "FP8: another EOS for generation": Breakage(
         folder_with(files=edit_json("generation_config.json", put("eos_token_id", 258))),

@@ -32,7 +32,8 @@ def rewrite_gguf(
     for key, value in values.items():
         if key.startswith("GGUF.") or key == "general.architecture":
             continue
-        types = kinds.get(key, [gguf.GGUFValueType.get_type(value)])
+        new = gguf.GGUFValueType.UINT32 if key.endswith("_id") else None
+        types = kinds.get(key, [new or gguf.GGUFValueType.get_type(value)])
         writer.add_key_value(key, value, types[0], types[-1] if len(types) > 1 else None)
     for name, (data, kind) in stored.items():
         writer.add_tensor(name, data, raw_dtype=kind)

@@ -14,6 +14,7 @@ from verify.artifact import Kind
 from verify.check import State
 from verify.evidence import Evidence, Reference
 from verify.gguf_weights import check_gguf_weights
+from verify.rendering import check_rendering
 from verify.structure import check_structure
 from verify.templates import check_templates
 from verify.tokens import check_tokens
@@ -24,6 +25,7 @@ CHECKS = {
     "structure": check_structure,
     "tokens": check_tokens,
     "templates": check_templates,
+    "rendering": check_rendering,
     "weights": check_weights,
     "gguf_weights": check_gguf_weights,
 }

@@ -111,8 +111,8 @@ def test_a_faithful_artifact_passes(run: Callable[..., ArtifactReport]) -> None:
     report = run(right)
     assert report.state is State.PASS
     assert [outcome.check for outcome in report.outcomes] == [
-        "structure", "tokens", "templates", "gguf_weights", "agreement", "tool_calls", "lost_calls",
-        "malformed_calls", "schema_valid", "wrong_refusals", "portability",
+        "structure", "tokens", "templates", "rendering", "gguf_weights", "agreement", "tool_calls",
+        "lost_calls", "malformed_calls", "schema_valid", "wrong_refusals", "portability",
     ]  # fmt: skip
     assert report.not_measured == ("spurious_calls", "json_mode", "missing_refusals")
     assert report.scores is not None

@@ -1,9 +1,9 @@
 """The verb `lint`: one checkpoint folder, every finding about it, no reference and no GPU.
 
 In: a folder (quantized or 16-bit, whatever tool made it). Out: a `LintReport`, its findings in the
-order of the table in `lints.py`. Headers, config and index are read first, then every value once,
-in runs of bounded size. Raises CheckpointError for what is no checkpoint at all; a checkpoint that
-is merely broken gets findings.
+order of the table in `lints.py`. Headers, config, index, tokenizer and templates are looked at
+first, then every value once, in runs of bounded size. Raises CheckpointError for what is no
+checkpoint at all; a checkpoint that is merely broken gets findings.
 """
 
 from __future__ import annotations
@@ -18,6 +18,7 @@ from verify.lint.finding import LintFinding, LintReport
 from verify.lint.lints import LINTS
 from verify.lint.parallel import lint_parallelism, plan_parallelism
 from verify.lint.policy import lint_policy
+from verify.lint.templates import lint_templates
 from verify.lint.values import OnBytes, lint_values
 from verify.stored_checkpoint import StoredCheckpoint, is_quantized, open_stored
 
@@ -28,6 +29,7 @@ _BY_HEADERS = (
     lint_contents,
     lint_parallelism,
     lint_files,
+    lint_templates,
 )
 
 

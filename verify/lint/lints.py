@@ -6,10 +6,11 @@ to readers; a test holds the two against each other, and another shows every lin
 
 from __future__ import annotations
 
-from verify.lint import lints_of_files, lints_of_schemes
+from verify.lint import lints_of_files, lints_of_schemes, lints_of_templates
 from verify.lint.finding import LintFinding
 
-LINTS = {lint.name: lint for lint in (*lints_of_schemes.TABLE, *lints_of_files.TABLE)}
+_TABLES = (lints_of_schemes.TABLE, lints_of_files.TABLE, lints_of_templates.TABLE)
+LINTS = {lint.name: lint for table in _TABLES for lint in table}
 """By name, in the order in which they are reported."""
 
 

@@ -19,7 +19,7 @@ from verify.statistics import Rate
 from verify.strata import Stratum
 
 SCHEMA_VERSION = 3
-OF_FILES = ("structure", "tokens", "templates", "weights", "gguf_weights")
+OF_FILES = ("structure", "tokens", "templates", "rendering", "weights", "gguf_weights")
 """Checks of the files alone; all others need a run."""
 
 

@@ -28,10 +28,15 @@ HEADINGS = {
 }
 """Kinds of scores in the order of the table, and their headings."""
 _FINDINGS_PRINTED = 5
+_TOLD = ("tokens", "templates", "rendering")
+"""Checks whose findings are worth knowing where they pass: what the reference has as well."""
 
 
 def print_report(report: Report, console: Console) -> None:
-    """Two tables, against the reference and against what was expected, then what is no pass."""
+    """Two tables, against the reference and against what was expected, then what is no pass.
+
+    Of some checks that pass too: what the reference's own files have that is worth knowing.
+    """
     console.print(_verdict_table(report))
     console.print(_score_table(report))
     suite, engine = report.suite, report.reference.engine
@@ -48,7 +53,8 @@ def print_report(report: Report, console: Console) -> None:
         if artifact.not_checked:
             _print_served(artifact, console)
         for outcome in artifact.outcomes:
-            if outcome.verdict.state is not State.PASS:
+            told = outcome.check in _TOLD and outcome.findings
+            if outcome.verdict.state is not State.PASS or told:
                 _print_outcome(artifact.name, outcome, console)
 
 

@@ -6,6 +6,7 @@ import shutil
 
 import torch
 
+from tests.miniature import TEMPLATE
 from tests.verify.lint.checkpoints import (
     CONFIG,
     INDEX,
@@ -19,6 +20,7 @@ from tests.verify.lint.edits import (
     add,
     add_config_to_16_bits,
     add_pickle,
+    add_template_file,
     both,
     copy_layer,
     dequantize,
@@ -35,10 +37,13 @@ from tests.verify.lint.edits import (
     quantize,
     repeat_a_tensor,
     shard,
+    tags_as_control_tokens,
     truncate,
     with_code,
     with_row,
+    with_templates,
 )
+from tests.verify.template_damage import DEFECTS
 
 Q, DOWN = "model.layers.0.self_attn.q_proj", "model.layers.0.mlp.down_proj"
 V = "model.layers.0.self_attn.v_proj"
@@ -144,6 +149,21 @@ BREAKAGES = {
     ),
     "tokenizer-missing": Breakage(
         FP8, "tokenizer.json", lambda folder: (folder / "tokenizer.json").unlink()
+    ),
+    **{
+        name: Breakage(FP8, "tool_use", with_templates(default=TEMPLATE, tool_use=text))
+        for name, text in DEFECTS.items()
+    },
+    "template-copies-differ": Breakage(FP8, "chat templates", add_template_file),
+    "tool-use-template-missing": Breakage(FP8, "chat templates", with_templates(default=TEMPLATE)),
+    "bos-postprocessor-lost": Breakage(FP8, "post_processor", on_tokenizer(post_processor=None)),
+    "tool-tag-control": Breakage(FP8, "added_tokens", tags_as_control_tokens),
+    "eos-differs": Breakage(
+        FP8,
+        "eos_token_id",
+        lambda folder: change_json(
+            folder / "generation_config.json", lambda g: g.update(eos_token_id=[258])
+        ),
     ),
 }
 """By the lint that must fire."""

@@ -23,6 +23,7 @@ from tests.verify.lint.checkpoints import (
     linears,
     to_channel_fp8,
 )
+from tests.verify.template_damage import GOOD
 
 
 @dataclass(frozen=True)
@@ -143,6 +144,29 @@ def move_in_the_index(index: dict[str, Any]) -> None:
 
 def on_tokenizer(**values: Any) -> Callable[[Path], Any]:
     return lambda folder: change_json(folder / "tokenizer.json", lambda t: t.update(values))
+
+
+def with_templates(**templates: str) -> Callable[[Path], Any]:
+    """Chat templates in tokenizer_config.json, by name."""
+    named = [{"name": name, "template": text} for name, text in templates.items()]
+
+    def edit(folder: Path) -> None:
+        change_json(folder / "tokenizer_config.json", lambda c: c.update(chat_template=named))
+
+    return edit
+
+
+def tags_as_control_tokens(folder: Path) -> None:
+    def edit(tokenizer: dict[str, Any]) -> None:
+        for token in tokenizer["added_tokens"]:
+            token["special"] = True
+
+    change_json(folder / "tokenizer.json", edit)
+
+
+def add_template_file(folder: Path) -> None:
+    (folder / "chat_template.jinja").write_text(GOOD)
+    (folder / "chat_template.jinja").chmod(0o644)
 
 
 def kv_of_ones(folder: Path) -> None:
