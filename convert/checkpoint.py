@@ -76,6 +76,13 @@ class Checkpoint:
         stamps = {shard: _stamp(path / shard) for shard in shards}
         return cls(path, spec, shards, tensors, stamps, revision)
 
+    @classmethod
+    def open_without_weights(cls, path: Path) -> Checkpoint:
+        """A folder that may hold no weights: then it has no shards and no tensors."""
+        if not path.is_dir() or any(path.glob("*.safetensors")):
+            return cls.open(path)
+        return cls(path, read_model_spec(path / "config.json"), (), {}, {})
+
     def __enter__(self) -> Checkpoint:
         return self
 

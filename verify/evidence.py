@@ -11,6 +11,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from itertools import compress
 from pathlib import Path
 
 from convert.checkpoint import Checkpoint
@@ -29,7 +30,10 @@ from verify.engines import (
 )
 from verify.engines.log_probabilities import Scored
 from verify.gate import Thresholds
-from verify.tool_calls import Reply, parse_reply
+from verify.tool_calls import Reply, opened_reasoning, parse_reply
+
+_TAG_TOKENS = 16
+"""More than any tag and what stands after it at the end of a prompt."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -46,14 +50,15 @@ class Answer:
 class TeacherForced:
     """One model along the reference's text: see `teacher_forcing.py` for what is scored.
 
-    `scored` is parallel to `conversations`, the indices of those that were taken. Only for the
+    `scored` is parallel to `conversations`, the indices of those that were taken; `long` is a text
+    where there was no memory for that one. Only for the
     reference, some of them once more, whose positions in `scored` are `again`: `alone`, each in a
     batch of its own, and `narrow`, computed in 16 bits (none if the engine cannot).
     """
 
     conversations: tuple[int, ...]
     scored: tuple[Scored, ...]
-    long: Scored
+    long: Scored | str
     again: tuple[int, ...] = ()
     alone: tuple[Scored, ...] = ()
     narrow: tuple[Scored, ...] = ()
@@ -69,6 +74,8 @@ class Reference:
     """The model the artifacts were made from, the prompts, and what it answers to them.
 
     `not_reached` names later turns that are not among the conversations (`later_turns.py`).
+    `forced` is None where log-probabilities play no part, and a text where they could not be had.
+    Of one that a server answers for, the checkpoint may have no tensors.
     """
 
     checkpoint: Checkpoint
@@ -77,13 +84,17 @@ class Reference:
     prompts: tuple[Ids, ...]
     answers: tuple[Answer, ...] = ()
     engine: EngineInfo | None = None
-    forced: TeacherForced | None = None
+    forced: TeacherForced | str | None = None
     not_reached: tuple[str, ...] = ()
 
     @property
     def folder(self) -> Path:
         """Where the reference lies."""
         return self.checkpoint.path
+
+    def opened(self, index: int) -> str:
+        """The reasoning that a prompt opens, so that its reply begins inside; else empty."""
+        return opened_reasoning(self.tokenizer.decode(self.prompts[index][-_TAG_TOKENS:]))
 
 
 @dataclass(frozen=True, slots=True)
@@ -151,9 +162,12 @@ def ask(
 
 
 def read_answers(reference: Reference, generated: Sequence[Ids]) -> tuple[Answer, ...]:
-    """Replies as ids, read."""
+    """Replies as ids, one a prompt, read."""
     stops = stop_ids(reference.checkpoint, reference.tokenizer)
-    return tuple(_answer(reference.tokenizer, ids, stops) for ids in generated)
+    return tuple(
+        _answer(reference.tokenizer, ids, stops, reference.opened(index))
+        for index, ids in enumerate(generated)
+    )
 
 
 def ask_served(
@@ -161,15 +175,17 @@ def ask_served(
     reference: Reference,
     *,
     max_new_tokens: int,
+    every: bool = False,
     on_progress: OnProgress | None = None,
 ) -> tuple[ServedReply | None, ...]:
-    """What a server makes of every conversation that has tools."""
-    asked = [conversation for conversation in reference.conversations if conversation.tools]
+    """What a server makes of every conversation that has tools, or of every one."""
+    wanted = [every or bool(conversation.tools) for conversation in reference.conversations]
+    asked = list(compress(reference.conversations, wanted))
     replies = iter(engine.chat(asked, max_new_tokens=max_new_tokens, on_progress=on_progress))
-    return tuple(next(replies) if c.tools else None for c in reference.conversations)
+    return tuple(next(replies) if due else None for due in wanted)
 
 
-def _answer(tokenizer: Tokenizer, ids: Sequence[int], stops: frozenset[int]) -> Answer:
+def _answer(tokenizer: Tokenizer, ids: Sequence[int], stops: frozenset[int], opened: str) -> Answer:
     finished = bool(ids) and ids[-1] in stops
     text = tokenizer.decode(ids[:-1] if finished else ids)
-    return Answer(tuple(ids), text, parse_reply(text), finished)
+    return Answer(tuple(ids), text, parse_reply(text, opened), finished)

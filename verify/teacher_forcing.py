@@ -14,7 +14,9 @@ at one token is a difference of weights there and not the echo of an earlier one
               its last LONG_SCORED tokens are scored
 
 Of an engine that pays for a token scored as for one generated (BY_STEPS), only the last PROMPT_END
-tokens of those prompts are asked: the end of the question, and the turn of the assistant.
+tokens of those prompts are asked: the end of the question, and the turn of the assistant. Where the
+reference is such an engine, nobody is asked more. The long text may be too long for an engine's
+memory; the others stand without it.
 
 AGAIN of those conversations, spread evenly too, are scored twice more, for the noise floor: each in
 a batch of its own, and in 16 bits, as the checkpoint itself is served. That adds a fifth to the
@@ -28,10 +30,11 @@ from __future__ import annotations
 from dataclasses import replace
 from itertools import cycle
 
-from convert.errors import ServerError, UnsupportedError
+from convert.errors import ContextError, ServerError, UnsupportedError
 from verify.engines import (
     BY_STEPS,
     LOG_PROBABILITIES,
+    NARROWS,
     Engine,
     NarrowingEngine,
     OnProgress,
@@ -49,6 +52,8 @@ AGAIN = 8
 LONG = 2048
 LONG_SCORED = 256
 PROMPT_END = 64
+NOT_HAD = (ServerError, UnsupportedError, ContextError)
+"""What says that log-probabilities cannot be had, and nothing against the model."""
 
 
 def score_reference(
@@ -57,14 +62,20 @@ def score_reference(
     """The reference along its own text; it picks the candidates, and may end up in 16 bits."""
     chosen = choose_conversations(reference)
     passages = [make_passage(reference, index, chosen) for index in chosen]
+    if BY_STEPS in engine.info.capabilities:
+        passages = [
+            _end_of(passage, len(reference.answers[index].ids) + PROMPT_END)
+            for index, passage in zip(chosen, passages, strict=True)
+        ]
     always = watched_ids(reference)
     scored = engine.score(passages, top=TOP, always=always, on_progress=on_progress)
     positions = spread(len(chosen), AGAIN)
     again = [_with_candidates(passages[i], scored[i]) for i in positions]
     alone = [engine.score([passage], top=TOP)[0] for passage in again]
-    (long,) = engine.score([long_passage(reference)], top=TOP)
+    long = _score_long(engine, long_passage(reference))
     narrow: list[Scored] = []
-    if isinstance(engine, NarrowingEngine):
+    if NARROWS in engine.info.capabilities:
+        assert isinstance(engine, NarrowingEngine)
         engine.narrow()
         narrow = engine.score(again, top=TOP)
     return TeacherForced(chosen, tuple(scored), long, tuple(positions), tuple(alone), tuple(narrow))
@@ -75,6 +86,8 @@ def score_artifact(
 ) -> TeacherForced | str:
     """An artifact along the same text, on the same candidates; or why that cannot be had."""
     base = reference.forced
+    if isinstance(base, str):
+        return f"none of the reference: {base}"
     assert base is not None
     capable = LOG_PROBABILITIES in engine.info.capabilities
     if not capable or not isinstance(engine, ScoringEngine):
@@ -88,11 +101,22 @@ def score_artifact(
             _end_of(passage, len(reference.answers[index].ids) + PROMPT_END)
             for index, passage in zip(base.conversations, passages, strict=True)
         ]
-    long = _with_candidates(long_passage(reference), base.long)
     try:
         scored = engine.score(passages, top=TOP, on_progress=on_progress)
-        return TeacherForced(base.conversations, tuple(scored), engine.score([long], top=TOP)[0])
-    except (ServerError, UnsupportedError) as error:
+    except NOT_HAD as error:
+        return str(error)
+    if isinstance(base.long, str):
+        long: Scored | str = f"none of the reference: {base.long}"
+    else:
+        long = _score_long(engine, _with_candidates(long_passage(reference), base.long))
+    return TeacherForced(base.conversations, tuple(scored), long)
+
+
+def _score_long(engine: ScoringEngine, passage: Passage) -> Scored | str:
+    """The long text, or why there is nothing along it."""
+    try:
+        return engine.score([passage], top=TOP)[0]
+    except NOT_HAD as error:
         return str(error)
 
 
@@ -134,9 +158,11 @@ def watched_ids(reference: Reference) -> tuple[int, ...]:
 def _end_of(passage: Passage, rows: int) -> Passage:
     """The passage scored over its last `rows` tokens only, if it has more."""
     start = max(passage.start, len(passage.ids) - rows)
-    assert passage.candidates is not None
-    return Passage(passage.ids, start, passage.candidates[start - passage.start :])
+    picked = passage.candidates
+    return Passage(passage.ids, start, None if picked is None else picked[start - passage.start :])
 
 
 def _with_candidates(passage: Passage, found: Scored) -> Passage:
-    return replace(passage, candidates=found.candidates)
+    """The passage over what was scored of it, with the same candidates."""
+    start = len(passage.ids) - len(found.targets)
+    return replace(passage, start=start, candidates=found.candidates)
