@@ -50,18 +50,19 @@ class Answer:
 class TeacherForced:
     """One model along the reference's text: see `teacher_forcing.py` for what is scored.
 
-    `scored` is parallel to `conversations`, the indices of those that were taken; `long` is a text
-    where there was no memory for that one. Only for the
+    `scored` is parallel to `conversations`, the indices of those that were taken. `long` has no
+    tokens where `no_long` says why they could not be had. Only for the
     reference, some of them once more, whose positions in `scored` are `again`: `alone`, each in a
     batch of its own, and `narrow`, computed in 16 bits (none if the engine cannot).
     """
 
     conversations: tuple[int, ...]
     scored: tuple[Scored, ...]
-    long: Scored | str
+    long: Scored
     again: tuple[int, ...] = ()
     alone: tuple[Scored, ...] = ()
     narrow: tuple[Scored, ...] = ()
+    no_long: str = ""
 
     @property
     def scored_again(self) -> tuple[Scored, ...]:
@@ -74,8 +75,8 @@ class Reference:
     """The model the artifacts were made from, the prompts, and what it answers to them.
 
     `not_reached` names later turns that are not among the conversations (`later_turns.py`).
-    `forced` is None where log-probabilities play no part, and a text where they could not be had.
-    Of one that a server answers for, the checkpoint may have no tensors.
+    `unscored` says why there are no log-probabilities where there should be. Of a model that a
+    server answers for, the checkpoint may have no tensors.
     """
 
     checkpoint: Checkpoint
@@ -84,8 +85,9 @@ class Reference:
     prompts: tuple[Ids, ...]
     answers: tuple[Answer, ...] = ()
     engine: EngineInfo | None = None
-    forced: TeacherForced | str | None = None
+    forced: TeacherForced | None = None
     not_reached: tuple[str, ...] = ()
+    unscored: str = ""
 
     @property
     def folder(self) -> Path:

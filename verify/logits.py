@@ -44,11 +44,10 @@ MIN_PROMPTS_OF_SPAN = 8
 def check_log_probabilities(evidence: Evidence, /) -> tuple[Outcome, ...]:
     """Every check of this file; none if the reference was not scored."""
     base, forced = evidence.reference.forced, evidence.forced
-    if base is None or forced is None:
-        return ()
     if isinstance(forced, str):
         return (Outcome("log_probabilities", Verdict(State.NOT_ENOUGH_EVIDENCE, forced)),)
-    assert not isinstance(base, str), "an artifact is not scored along what there is none of"
+    if base is None or forced is None:
+        return ()
     pairs = _Pairs(
         evidence.reference, evidence.thresholds, _as_far(base, forced), forced, measure_floor(base)
     )
@@ -176,11 +175,9 @@ def check_log_prob(pairs: _Pairs) -> Outcome:
 
 def check_long_context(pairs: _Pairs) -> Outcome:
     """KL divergence at the end of one long text; its limit is wide, as there is only one."""
-    ours, theirs = pairs.base.long, pairs.forced.long
-    if isinstance(ours, str) or isinstance(theirs, str):
-        reason = theirs if isinstance(theirs, str) else str(ours)
-        return Outcome("long_context", Verdict(State.NOT_ENOUGH_EVIDENCE, reason))
-    kl = kl_per_token(ours, theirs)
+    if pairs.forced.no_long:
+        return Outcome("long_context", Verdict(State.NOT_ENOUGH_EVIDENCE, pairs.forced.no_long))
+    kl = kl_per_token(pairs.base.long, pairs.forced.long)
     limit = WIDER * pairs.asked.kl + pairs.noise()
     value = float(kl.mean())
     finite = bool(np.isfinite(value))

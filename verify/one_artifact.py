@@ -192,9 +192,9 @@ def _forced(evidence: Evidence, found: Found) -> TeacherForced | str | None:
     forced = found.forced
     if isinstance(forced, str):
         return _without_address(evidence.artifact, forced)
-    if forced is not None and isinstance(forced.long, str):
-        return replace(forced, long=_without_address(evidence.artifact, forced.long))
-    return forced
+    if forced is not None:
+        return replace(forced, no_long=_without_address(evidence.artifact, forced.no_long))
+    return None
 
 
 def _reasoning(evidence: Evidence) -> list[Outcome]:

@@ -93,9 +93,9 @@ def _force(engine: Engine, reference: Reference, on_progress: OnProgress | None)
         if engine.info.device != SERVED_DEVICE:
             return reference
         reason = f"{engine.info.name} gives no log-probabilities of a text it is given"
-        return replace(reference, forced=reason)
+        return replace(reference, unscored=reason)
     assert isinstance(engine, ScoringEngine)
     try:
         return replace(reference, forced=score_reference(engine, reference, on_progress))
     except NOT_HAD as error:
-        return replace(reference, forced=str(error))
+        return replace(reference, unscored=str(error))

@@ -3,10 +3,10 @@
 In: `Evidence` without answers, and how artifacts are run. Out: `Found`.
 
 With a folder to keep answers in, they are kept as they come (`engines/kept.py`), all but those of a
-server, whose weights nobody can name. A server that gives no token ids cannot be compared token for token;
-it is given whole conversations instead, those without tools too, and `answers` says why there are
-none. Its chat interface may fail as well, or have no tool parser: that costs what it would have
-said, and nothing else.
+server, whose weights nobody can name. A server that gives no token ids cannot be compared token for
+token; it is given whole conversations instead, those without tools too, and `answers` says why
+there are none. Its chat interface may fail as well, or have no tool parser: that costs what it
+would have said, and nothing else.
 """
 
 from __future__ import annotations
@@ -71,8 +71,10 @@ def run_artifact(running: Running, evidence: Evidence) -> Found:
         served = _served(engine, reference, tokens, report, every=isinstance(answers, str))
         if isinstance(answers, str):
             return Found(engine.info, answers, served, answers, ())
-        forced = None
-        if reference.forced is not None:
+        forced: TeacherForced | str | None = None
+        if reference.unscored:
+            forced = f"not had of the reference: {reference.unscored}"
+        elif reference.forced is not None:
             forced = score_artifact(engine, reference, report)
         scales = engine.stated_scales() if isinstance(engine, WatchingEngine) else ()
         return Found(engine.info, answers, served, forced, scales)

@@ -27,6 +27,7 @@ Wrong rope frequencies or a wrong base leave short text nearly alone; the long o
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import replace
 from itertools import cycle
 
@@ -72,13 +73,21 @@ def score_reference(
     positions = spread(len(chosen), AGAIN)
     again = [_with_candidates(passages[i], scored[i]) for i in positions]
     alone = [engine.score([passage], top=TOP)[0] for passage in again]
-    long = _score_long(engine, long_passage(reference))
+    long, no_long = _score_long(engine, long_passage(reference), scored)
     narrow: list[Scored] = []
     if NARROWS in engine.info.capabilities:
         assert isinstance(engine, NarrowingEngine)
         engine.narrow()
         narrow = engine.score(again, top=TOP)
-    return TeacherForced(chosen, tuple(scored), long, tuple(positions), tuple(alone), tuple(narrow))
+    return TeacherForced(
+        conversations=chosen,
+        scored=tuple(scored),
+        long=long,
+        again=tuple(positions),
+        alone=tuple(alone),
+        narrow=tuple(narrow),
+        no_long=no_long,
+    )
 
 
 def score_artifact(
@@ -86,8 +95,6 @@ def score_artifact(
 ) -> TeacherForced | str:
     """An artifact along the same text, on the same candidates; or why that cannot be had."""
     base = reference.forced
-    if isinstance(base, str):
-        return f"none of the reference: {base}"
     assert base is not None
     capable = LOG_PROBABILITIES in engine.info.capabilities
     if not capable or not isinstance(engine, ScoringEngine):
@@ -105,19 +112,22 @@ def score_artifact(
         scored = engine.score(passages, top=TOP, on_progress=on_progress)
     except NOT_HAD as error:
         return str(error)
-    if isinstance(base.long, str):
-        long: Scored | str = f"none of the reference: {base.long}"
+    if base.no_long:
+        long, no_long = base.long, f"not had of the reference: {base.no_long}"
     else:
-        long = _score_long(engine, _with_candidates(long_passage(reference), base.long))
-    return TeacherForced(base.conversations, tuple(scored), long)
+        asked = _with_candidates(long_passage(reference), base.long)
+        long, no_long = _score_long(engine, asked, scored)
+    return TeacherForced(base.conversations, tuple(scored), long, no_long=no_long)
 
 
-def _score_long(engine: ScoringEngine, passage: Passage) -> Scored | str:
-    """The long text, or why there is nothing along it."""
+def _score_long(
+    engine: ScoringEngine, passage: Passage, others: Sequence[Scored]
+) -> tuple[Scored, str]:
+    """Along the long text, or no token (in the form that `others` have) and why."""
     try:
-        return engine.score([passage], top=TOP)[0]
+        return engine.score([passage], top=TOP)[0], ""
     except NOT_HAD as error:
-        return str(error)
+        return others[0].part(slice(0, 0)), str(error)
 
 
 def choose_conversations(reference: Reference) -> tuple[int, ...]:

@@ -191,9 +191,8 @@ def _open_reference(place: str | Path, server: str | None) -> Iterator[tuple[Che
 
 def _without_address(base: Reference, source: Artifact) -> Reference:
     """The reference, in whose report no server's address stands."""
-    if isinstance(base.forced, str):
-        return replace(base, forced=source.without_address(base.forced))
-    if base.forced is not None and isinstance(base.forced.long, str):
-        long = source.without_address(base.forced.long)
-        return replace(base, forced=replace(base.forced, long=long))
-    return base
+    base = replace(base, unscored=source.without_address(base.unscored))
+    if base.forced is None:
+        return base
+    no_long = source.without_address(base.forced.no_long)
+    return replace(base, forced=replace(base.forced, no_long=no_long))
