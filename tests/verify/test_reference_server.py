@@ -155,7 +155,7 @@ def test_what_is_no_reference_is_one_line(
         verify(bare, made, suite=suite, reference_server="http://127.0.0.1:9/v1")
     with pytest.raises(InputError, match="no address; expected one like"):
         verify(bare, made, suite=suite, reference_server=str(artifacts["Q8_0"]))
-    with pytest.raises(InputError, match="the reference is a folder .* --reference-server"):
+    with pytest.raises(InputError, match=r"the reference is a folder .* --reference-server"):
         verify("http://127.0.0.1:9/v1", made, suite=suite)
 
 
