@@ -60,7 +60,7 @@ class AnswerCache:
     """Entries of one model, run in one way, in one folder."""
 
     def __init__(self, folder: Path, model: Mapping[str, Any]) -> None:
-        self._folder = folder
+        self._folder, self._writable = folder, True
         self._model = {
             "form": FORM,
             "packages": {name: _version(name) for name in PACKAGES},
@@ -106,6 +106,8 @@ class AnswerCache:
 
     def write(self, kind: str, asked: Mapping[str, Any], arrays: Arrays) -> None:
         """Keep the answer to a question."""
+        if not self._writable:
+            return
         path = self.path(kind, asked)
         try:
             self._folder.mkdir(parents=True, exist_ok=True)
@@ -119,6 +121,7 @@ class AnswerCache:
                     os.unlink(file.name)
                     raise
         except OSError as error:
+            self._writable = False
             _log.warning("%s: cannot be written: %s; answers are not kept", path, error)
 
 

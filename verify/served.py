@@ -86,7 +86,7 @@ def _pairs(evidence: Evidence) -> Iterator[_Pair]:
     for conversation, prompt, ours, theirs in zip(
         reference.conversations, reference.prompts, reference.answers, evidence.served, strict=True
     ):
-        if theirs is not None:
+        if theirs is not None and conversation.tools:
             tier = tier_of_calls(ours.reply.calls, theirs.calls, conversation.tools)
             same = within(tier, evidence.thresholds.tier) and not theirs.malformed
             yield _Pair(conversation.id, len(prompt), ours, theirs, same)
