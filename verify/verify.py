@@ -107,8 +107,10 @@ def verify(
     options: dict[str, Any] = {
         "dtype": dtype, "device": device, "batch": batch, "threads": threads,
     }  # fmt: skip
-    run_one = partial(engine_for, kv_type=kv_type, activation_bits=activations, **options)
-    run_base = open_reference or open_engine or partial(engine_for, **options)
+    run_one: OpenEngine = open_engine or partial(
+        engine_for, kv_type=kv_type, activation_bits=activations, **options
+    )
+    run_base: OpenEngine = open_reference or open_engine or partial(engine_for, **options)
     with _kept(cache), _open_reference(reference, reference_server) as (checkpoint, source):
         asked = read_gate(gate, checkpoint.path)
         if checkpoint.tensors and any(artifact.kind is Kind.GGUF for artifact in opened):
@@ -137,7 +139,7 @@ def verify(
         right = scores(base, base.answers)
         reported = ReferenceReport(checkpoint.path.resolve().name, base.engine, right, seconds)
         running = Running(
-            open_engine or run_one,
+            run_one,
             max_new_tokens,
             None if open_engine else cache,
             batch,

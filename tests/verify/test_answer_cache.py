@@ -200,7 +200,7 @@ def test_a_damaged_entry_is_ignored_with_a_word(
         again = run(folder)
     assert Counting.opened == 1
     assert same(first, again)
-    assert caplog.text.count("computed anew") == len(entries)
+    assert caplog.text.count("computed anew") == len(entries) - 1, "what the engine is, it says"
     run(folder)
     assert Counting.opened == 0, "it was written anew"
 

@@ -27,7 +27,8 @@ from verify.engines.log_probabilities import Passage
 from verify.engines.opening import check_device, open_engine
 from verify.engines.scripted import ScriptedEngine
 from verify.engines.static_scales import round_by_scale
-from verify.engines.transformers import CACHE_BY_ONE, TransformersEngine, _memory_for
+from verify.engines.torch_device import memory_for
+from verify.engines.transformers import CACHE_BY_ONE, TransformersEngine
 
 STOP = frozenset({260})
 NO_STOP: frozenset[int] = frozenset()
@@ -385,9 +386,9 @@ def test_a_device_that_is_not_there_is_refused_before_anything_is_loaded(
 def test_no_memory_for_a_text_is_no_fault_of_the_model(
     artifacts: dict[str, Path], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    with pytest.raises(ContextError, match="no memory for 2 rows of 9 tokens"), _memory_for(9, 2):
+    with pytest.raises(ContextError, match="no memory for 2 rows of 9 tokens"), memory_for(9, 2):
         torch.empty(1 << 60)
-    with pytest.raises(RuntimeError, match="shape"), _memory_for(9, 2):
+    with pytest.raises(RuntimeError, match="shape"), memory_for(9, 2):
         torch.empty(3).view(2)
     engine = LlamaCppEngine(artifacts["Q8_0"], threads=1)
     monkeypatch.setattr(llama_cpp, "llama_init_from_model", lambda *_: None)

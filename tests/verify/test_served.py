@@ -52,7 +52,7 @@ def served(folder: Path, *, extra_prompt_tokens: int = 0, shift: float = 0) -> R
         i = number_of(body["messages"][-1]["content"] + "<")
         function = {"name": "f", "arguments": json.dumps({"x": i + shift})}
         calls = [{"id": "a", "type": "function", "function": function}]
-        usage = {"prompt_tokens": lengths[i] + extra_prompt_tokens}
+        usage = {"prompt_tokens": lengths[i] + extra_prompt_tokens} if i in lengths else {}
         return Answer({"choices": [{"message": {"tool_calls": calls}}], "usage": usage})
 
     lengths: dict[int, int] = {}

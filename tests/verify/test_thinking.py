@@ -22,7 +22,7 @@ from verify.spans import Span, label_tokens
 from verify.verify import verify
 
 OPENS = "<|im_start|>assistant\n{% if thinking %}<think>\n{% endif %}"
-THOUGHT = "f, not <tool_call>\n</think>\n"
+THOUGHT = "f it is\n</think>\n"
 COUNT = 80
 
 
@@ -98,4 +98,4 @@ def test_tokens_of_opened_reasoning_are_reasoning(folder: Path) -> None:
     spans = label_tokens(tokenizer, ids, finished=True, opened="think")
     assert {*spans[:inside]} == {Span.REASONING}
     assert spans.count(Span.TRIGGER) == 1
-    assert label_tokens(tokenizer, ids, finished=True).count(Span.TRIGGER) == 2
+    assert Span.REASONING not in label_tokens(tokenizer, ids, finished=True)

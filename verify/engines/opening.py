@@ -81,7 +81,7 @@ def check_device(device: str, artifacts: Sequence[Artifact]) -> None:
 
             check_offload(device)
         if kinds - {Kind.GGUF, Kind.SERVER}:
-            from verify.engines.transformers import check_torch_device
+            from verify.engines.torch_device import check_torch_device
 
             check_torch_device(device)
 

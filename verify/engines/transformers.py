@@ -26,7 +26,7 @@ from __future__ import annotations
 import contextlib
 import gc
 import io
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -34,7 +34,7 @@ from typing import Any
 import torch
 import transformers
 
-from convert.errors import CheckpointError, ContextError, UnsupportedError
+from convert.errors import CheckpointError, UnsupportedError
 from convert.model_spec import read_json_object
 from verify.engines import (
     LOG_PROBABILITIES,
@@ -49,6 +49,7 @@ from verify.engines.activations import measure_activations, quantized_layers
 from verify.engines.fp4_weights import decompress_fp4
 from verify.engines.log_probabilities import ROWS_AT_ONCE, Passage, Reduction, Scored
 from verify.engines.static_scales import ScaleWatch, round_cache
+from verify.engines.torch_device import check_torch_device, memory_for
 
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
 PLAIN = "float32"
@@ -107,7 +108,7 @@ class TransformersEngine:
         replies: list[list[int]] = [[] for _ in prompts]
         done = 0
         for batch in by_length(prompts, self.info.batch):
-            with _memory_for(len(prompts[batch[0]]) + max_new_tokens, len(batch)):
+            with memory_for(len(prompts[batch[0]]) + max_new_tokens, len(batch)):
                 found = self._generate_batch([prompts[i] for i in batch], max_new_tokens, stop_ids)
             for index, reply in zip(batch, found, strict=True):
                 replies[index] = reply
@@ -162,7 +163,7 @@ class TransformersEngine:
         found: dict[int, Scored] = {}
         for batch in by_length([passage.ids for passage in passages], self.info.batch):
             reductions = [Reduction(passages[i], top=top, always=always) for i in batch]
-            with _memory_for(len(passages[batch[0]].ids), len(batch)):
+            with memory_for(len(passages[batch[0]].ids), len(batch)):
                 self._score_batch([passages[i] for i in batch], reductions)
             for index, reduction in zip(batch, reductions, strict=True):
                 found[index] = reduction.finish()
@@ -202,31 +203,6 @@ class TransformersEngine:
         del self._model
         gc.collect()
         torch.set_num_threads(self._threads_before)
-
-
-def check_torch_device(device: str) -> None:
-    """UnsupportedError if this torch has no such device."""
-    try:
-        torch.empty(1, device=device)
-    except (RuntimeError, AssertionError) as error:
-        reason = str(error).split("\n")[0]
-        raise UnsupportedError(
-            f"device {device!r}: torch {torch.__version__} cannot compute there: {reason}"
-        ) from error
-
-
-@contextlib.contextmanager
-def _memory_for(tokens: int, rows: int) -> Iterator[None]:
-    """ContextError where there is no memory for so many tokens in so many rows."""
-    try:
-        yield
-    except (RuntimeError, MemoryError) as error:
-        full = isinstance(error, torch.OutOfMemoryError | MemoryError)
-        if not full and "allocate memory" not in str(error):
-            raise
-        raise ContextError(
-            f"no memory for {rows} rows of {tokens} tokens; a smaller --batch needs less"
-        ) from error
 
 
 def _is_quantized(folder: Path) -> bool:
