@@ -442,22 +442,24 @@ def verify(
     ] = None,
     cache: Annotated[
         Path | None,
-        typer.Option(help="Keep answers here; default: a folder in the user's cache."),
+        typer.Option(help="Keep answers here; default: the user's cache."),
     ] = None,
     max_new_tokens: Annotated[
-        int, typer.Option(min=1, help="Tokens a reply may have; more for models that reason.")
+        int, typer.Option(min=1, help="Tokens of a reply; reasoning needs more.")
     ] = 256,
     reference_server: Annotated[
         str | None,
-        typer.Option(metavar="URL", help="Server of the reference, whose weights may be absent."),
+        typer.Option(metavar="URL", help="Server that answers for the reference."),
     ] = None,
     kv_type: Annotated[
-        KvType, typer.Option(help="KV cache as it will be: q8_0, q4_0 for GGUF, fp8 for folders.")
+        KvType, typer.Option(help="KV cache: q8_0, q4_0 for GGUF; fp8 for folders.")
     ] = KvType.F16,
     activations: Annotated[
-        ActivationBits, typer.Option(help="Bits of activations in FP8 folders: W8A8 or W8A16.")
+        ActivationBits, typer.Option(help="Bits of activations in FP8 folders.")
     ] = ActivationBits.EIGHT,
-    dtype: DtypeOption = "float32",
+    dtype: Annotated[
+        str, typer.Option(help="Of the reference: float32, bfloat16, float16.")
+    ] = "float32",
     device: DeviceOption = "cpu",
     batch: Annotated[
         int | None, typer.Option(min=1, help="Prompts at once; default: 16, in llama.cpp 8.")
