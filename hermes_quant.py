@@ -13,7 +13,6 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import asdict
 from enum import StrEnum
-from functools import partial
 from pathlib import Path
 from typing import Annotated
 
@@ -440,45 +439,64 @@ def verify(
     ] = None,
     cache: Annotated[
         Path | None,
-        typer.Option(help="Keep the reference's answers here; default: the user's cache folder."),
+        typer.Option(help="Keep answers here; default: the user's cache."),
+    ] = None,
+    max_new_tokens: Annotated[
+        int, typer.Option(min=1, help="Tokens of a reply; reasoning needs more.")
+    ] = 256,
+    reference_server: Annotated[
+        str | None,
+        typer.Option(metavar="URL", help="Server that answers for the reference."),
     ] = None,
     kv_type: Annotated[
-        KvType, typer.Option(help="KV cache as it will be: q8_0, q4_0 for GGUF, fp8 for folders.")
+        KvType, typer.Option(help="KV cache: q8_0, q4_0 for GGUF; fp8 for folders.")
     ] = KvType.F16,
     activations: Annotated[
-        ActivationBits, typer.Option(help="Bits of activations in FP8 folders: W8A8 or W8A16.")
+        ActivationBits, typer.Option(help="Bits of activations in FP8 folders.")
     ] = ActivationBits.EIGHT,
+    dtype: Annotated[
+        str, typer.Option(help="Of the reference: float32, bfloat16, float16.")
+    ] = "float32",
+    device: DeviceOption = "cpu",
+    batch: Annotated[
+        int | None, typer.Option(min=1, help="Prompts at once; default: 16, in llama.cpp 8.")
+    ] = None,
+    threads: Annotated[
+        int | None, typer.Option(min=1, help="Threads that compute; default: every core.")
+    ] = None,
     as_json: JsonOption = False,
 ) -> None:
     """Compare what artifacts answer with what the reference answers, tool calls first."""
     with _errors():
         from convert.progress import steps_bar
         from convert.terminal import console, print_json
-        from verify.engines.opening import open_engine
+        from verify.answer_cache import default_folder
         from verify.prompt_tokens import FILE_NAME
-        from verify.reference_cache import default_folder
         from verify.report.terminal import print_report
         from verify.report.write import prepare_folder, write_report
         from verify.verify import verify as verb
 
-        cache_type = "float16" if kv_type is KvType.F16 else kv_type.value
         if out is not None:
             prepare_folder(out)
         with steps_bar(quiet=as_json) as report_progress:
             report = verb(
                 reference,
                 artifacts,
+                reference_server=reference_server,
                 suite=suite,
                 limit=limit,
                 gate=gate,
                 imatrix=imatrix,
+                max_new_tokens=max_new_tokens,
                 cache=cache or default_folder(),
                 fixture=out / FILE_NAME if out is not None else None,
+                kv_type=kv_type.value,
+                activations=int(activations),
+                dtype=dtype,
+                device=device,
+                batch=batch,
+                threads=threads,
                 on_progress=report_progress,
-                open_engine=partial(
-                    open_engine, kv_type=cache_type, activation_bits=int(activations)
-                ),
-                open_reference=open_engine,
             )
         if out is not None:
             write_report(report, out)

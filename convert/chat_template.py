@@ -118,10 +118,12 @@ def render_text(
 ) -> str:
     """The prompt of `conversation` as text, as transformers' `apply_chat_template` writes it.
 
-    `special_tokens` are further names a template may read (`pad_token` ...). A sandbox that is
-    handed in stays open; without one, a child is started for this rendering alone.
+    `special_tokens` (`pad_token` ...) and the conversation's `template_kwargs` are further names a
+    template may read. A sandbox that is handed in stays open; without one, a child is started for
+    this rendering alone.
     """
     variables: dict[str, Any] = dict(special_tokens or {})
+    variables |= conversation.template_kwargs
     variables |= {k: v for k, v in (("bos_token", bos_token), ("eos_token", eos_token)) if v}
     variables["messages"] = list(conversation.messages)
     variables["tools"] = list(conversation.tools) or None

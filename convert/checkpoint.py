@@ -98,6 +98,13 @@ class Checkpoint:
         check_index(path, weight_map, tensors)
         return cls(path, spec, shards, tensors, stamps, revision, beside)
 
+    @classmethod
+    def open_without_weights(cls, path: Path) -> Checkpoint:
+        """A folder that may hold no weights: then it has no shards and no tensors."""
+        if not path.is_dir() or any(path.glob("*.safetensors")):
+            return cls.open(path)
+        return cls(path, read_model_spec(path / "config.json"), (), {}, {})
+
     def __enter__(self) -> Checkpoint:
         return self
 

@@ -7,7 +7,8 @@ Out: `Conversation` values, in file order, checked as far as a file can be check
      "messages": [{"role": "user", "content": "Weather in Oslo?"}],
      "tools": [{"type": "function", "function": {"name": "weather", "parameters": {...}}}],
      "expected": {"calls": [{"name": "weather", "arguments": {"city": "Oslo"}}]},
-     "then": [{"messages": [{"role": "tool", "content": "-3"}], "expected": {"calls": []}}]}
+     "then": [{"messages": [{"role": "tool", "content": "-3"}], "expected": {"calls": []}}],
+     "template_kwargs": {"thinking": true}}
 
 Messages and tools stay JSON objects, because a chat template may read any of their keys. JSON is
 read more strictly than Python does: a key twice in an object, NaN and Infinity, and half of a
@@ -19,7 +20,7 @@ default one. Nothing is rendered here (`convert/rendering.py`) and nothing score
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -36,7 +37,9 @@ from convert.conversation_json import (
 )
 from convert.errors import ConversationError
 
-_CONVERSATION_KEYS = ("id", "tags", "messages", "tools", "expected", "then")
+_CONVERSATION_KEYS = ("id", "tags", "messages", "tools", "expected", "then", "template_kwargs")
+_OURS_TO_SET = ("messages", "tools", "documents", "add_generation_prompt", "bos_token", "eos_token")
+"""Variables of a template that follow from the conversation and the model."""
 _TURN_KEYS = ("messages", "expected")
 _MESSAGE_KEYS = ("role", "content", "name", "tool_calls", "tool_call_id", "reasoning_content")
 _EXPECTED_KEYS = ("calls", "text", "json", "schema", "refusal")
@@ -103,6 +106,7 @@ class Conversation:
     """Messages in OpenAI's form, the tools on offer (none: empty) and the reply looked for.
 
     `then` are further turns, in order: only verify replays them. `turn` counts from 1.
+    `template_kwargs` are further variables for the chat template (`thinking`, `keep_cots`).
     """
 
     id: str
@@ -112,6 +116,7 @@ class Conversation:
     tags: tuple[str, ...] = ()
     then: tuple[Turn, ...] = ()
     turn: int = 1
+    template_kwargs: JsonObject = field(default_factory=dict)
 
     def later_ids(self) -> tuple[str, ...]:
         """The ids of the turns that come after this one: `c#2` and `c#3` of a first one, `c`."""
@@ -157,7 +162,19 @@ def parse_conversation(value: Any, where: str) -> Conversation:
             text_of(t, where, "a tag") for t in list_of(record.get("tags", []), where, "tags")
         ),
         then=_turns(record["then"], where) if "then" in record else (),
+        template_kwargs=_template_kwargs(record, where),
     )
+
+
+def _template_kwargs(record: JsonObject, where: str) -> JsonObject:
+    variables = object_of(record.get("template_kwargs", {}), where, "template_kwargs")
+    for name in variables:
+        if name in _OURS_TO_SET:
+            raise ConversationError(
+                f"{where}: template_kwargs sets {name!r}, which is not a conversation's to set;"
+                " it is for a template's own variables, as thinking"
+            )
+    return variables
 
 
 def _turns(value: Any, where: str) -> tuple[Turn, ...]:

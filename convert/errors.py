@@ -7,6 +7,7 @@
         ├── UnsupportedError   understood, but outside what this version does
         ├── ConversationError  a prompt file, a chat template or what it rendered
         ├── ServerError        a model server: not there, refused, too slow, not understood
+        ├── ContextError       a text that an engine has no memory for
         └── OutputError        where the result is to go: exists, no space, no permission
 
 A message names the file, tensor or key, what was found, what was expected and what to do.
@@ -40,6 +41,10 @@ class ConversationError(InputError):
 
 class ServerError(InputError):
     """A model server cannot be reached, refused a request, took too long or made no sense."""
+
+
+class ContextError(InputError):
+    """An engine has no memory for a text of this length; the model itself is loaded."""
 
 
 class OutputError(InputError):

@@ -39,11 +39,11 @@ class Origin:
     revision: str | None = None
 
 
-def locate(reference: str) -> Origin:
+def locate(reference: str, *, weights: bool = True) -> Origin:
     """Find the checkpoint that `reference` names; downloads it if it is on the hub."""
     if is_on_disk(reference):
         return Origin(Path(reference))
-    return download(*parse_hub_id(reference))
+    return download(*parse_hub_id(reference), weights=weights)
 
 
 def parse_hub_id(reference: str) -> tuple[str, str | None]:

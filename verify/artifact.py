@@ -68,6 +68,10 @@ class Artifact:
         """The last part of its path."""
         return self.path.resolve().name
 
+    def without_address(self, text: str) -> str:
+        """Words for a report that others read: a server's address is nobody's business."""
+        return text.replace(self.served.url, "the server's ") if self.served else text
+
 
 def open_artifact(place: Path | str) -> Artifact:
     """Say what lies at a path or address. Raises InputError for what is no artifact at all."""

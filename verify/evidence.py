@@ -11,6 +11,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from itertools import compress
 from pathlib import Path
 
 from convert.checkpoint import Checkpoint
@@ -29,7 +30,10 @@ from verify.engines import (
 )
 from verify.engines.log_probabilities import Scored
 from verify.gate import Thresholds
-from verify.tool_calls import Reply, parse_reply
+from verify.tool_calls import Reply, opened_reasoning, parse_reply
+
+_TAG_TOKENS = 16
+"""More than any tag and what stands after it at the end of a prompt."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -46,7 +50,8 @@ class Answer:
 class TeacherForced:
     """One model along the reference's text: see `teacher_forcing.py` for what is scored.
 
-    `scored` is parallel to `conversations`, the indices of those that were taken. Only for the
+    `scored` is parallel to `conversations`, the indices of those that were taken. `long` has no
+    tokens where `no_long` says why they could not be had. Only for the
     reference, some of them once more, whose positions in `scored` are `again`: `alone`, each in a
     batch of its own, and `narrow`, computed in 16 bits (none if the engine cannot).
     """
@@ -57,6 +62,7 @@ class TeacherForced:
     again: tuple[int, ...] = ()
     alone: tuple[Scored, ...] = ()
     narrow: tuple[Scored, ...] = ()
+    no_long: str = ""
 
     @property
     def scored_again(self) -> tuple[Scored, ...]:
@@ -69,6 +75,8 @@ class Reference:
     """The model the artifacts were made from, the prompts, and what it answers to them.
 
     `not_reached` names later turns that are not among the conversations (`later_turns.py`).
+    `unscored` says why there are no log-probabilities where there should be. Of a model that a
+    server answers for, the checkpoint may have no tensors.
     """
 
     checkpoint: Checkpoint
@@ -79,11 +87,16 @@ class Reference:
     engine: EngineInfo | None = None
     forced: TeacherForced | None = None
     not_reached: tuple[str, ...] = ()
+    unscored: str = ""
 
     @property
     def folder(self) -> Path:
         """Where the reference lies."""
         return self.checkpoint.path
+
+    def opened(self, index: int) -> str:
+        """The reasoning that a prompt opens, so that its reply begins inside; else empty."""
+        return opened_reasoning(self.tokenizer.decode(self.prompts[index][-_TAG_TOKENS:]))
 
 
 @dataclass(frozen=True, slots=True)
@@ -151,9 +164,12 @@ def ask(
 
 
 def read_answers(reference: Reference, generated: Sequence[Ids]) -> tuple[Answer, ...]:
-    """Replies as ids, read."""
+    """Replies as ids, one a prompt, read."""
     stops = stop_ids(reference.checkpoint, reference.tokenizer)
-    return tuple(_answer(reference.tokenizer, ids, stops) for ids in generated)
+    return tuple(
+        _answer(reference.tokenizer, ids, stops, reference.opened(index))
+        for index, ids in enumerate(generated)
+    )
 
 
 def ask_served(
@@ -161,15 +177,17 @@ def ask_served(
     reference: Reference,
     *,
     max_new_tokens: int,
+    every: bool = False,
     on_progress: OnProgress | None = None,
 ) -> tuple[ServedReply | None, ...]:
-    """What a server makes of every conversation that has tools."""
-    asked = [conversation for conversation in reference.conversations if conversation.tools]
+    """What a server makes of every conversation that has tools, or of every one."""
+    wanted = [every or bool(conversation.tools) for conversation in reference.conversations]
+    asked = list(compress(reference.conversations, wanted))
     replies = iter(engine.chat(asked, max_new_tokens=max_new_tokens, on_progress=on_progress))
-    return tuple(next(replies) if c.tools else None for c in reference.conversations)
+    return tuple(next(replies) if due else None for due in wanted)
 
 
-def _answer(tokenizer: Tokenizer, ids: Sequence[int], stops: frozenset[int]) -> Answer:
+def _answer(tokenizer: Tokenizer, ids: Sequence[int], stops: frozenset[int], opened: str) -> Answer:
     finished = bool(ids) and ids[-1] in stops
     text = tokenizer.decode(ids[:-1] if finished else ids)
-    return Answer(tuple(ids), text, parse_reply(text), finished)
+    return Answer(tuple(ids), text, parse_reply(text, opened), finished)

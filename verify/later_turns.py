@@ -67,6 +67,7 @@ def _follow(conversation: Conversation, turn: Turn, answer: Answer) -> Conversat
         tags=conversation.tags,
         then=conversation.then[1:],
         turn=conversation.turn + 1,
+        template_kwargs=conversation.template_kwargs,
     )
 
 

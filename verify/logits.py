@@ -44,10 +44,10 @@ MIN_PROMPTS_OF_SPAN = 8
 def check_log_probabilities(evidence: Evidence, /) -> tuple[Outcome, ...]:
     """Every check of this file; none if the reference was not scored."""
     base, forced = evidence.reference.forced, evidence.forced
-    if base is None or forced is None:
-        return ()
     if isinstance(forced, str):
         return (Outcome("log_probabilities", Verdict(State.NOT_ENOUGH_EVIDENCE, forced)),)
+    if base is None or forced is None:
+        return ()
     pairs = _Pairs(
         evidence.reference, evidence.thresholds, _as_far(base, forced), forced, measure_floor(base)
     )
@@ -135,7 +135,7 @@ def check_trigger(pairs: _Pairs) -> Outcome:
         if token and conversation.tools:
             first = slice(0, 1)
             a, b = (trigger_margin(s.part(first), token[0])[0] for s in (ours, theirs))
-            if not np.isnan(b):
+            if not (np.isnan(a) or np.isnan(b)):
                 margins.append((conversation.id, float(a), float(b)))
     same = count([(a > 0) == (b > 0) for _, a, b in margins])
     low, high = same.interval
@@ -161,9 +161,10 @@ def check_trigger(pairs: _Pairs) -> Outcome:
 def check_log_prob(pairs: _Pairs) -> Outcome:
     """What the replies' own tokens lose: exp of it is the ratio of perplexities."""
     lost = [
-        (ours.log_prob_of(ours.targets) - given)[~np.isnan(given)]
+        less[~np.isnan(less)]
         for _, ours, theirs in pairs.replies()
-        for given in (theirs.log_prob_of(theirs.targets),)  # NaN where a server does not name it
+        for less in (ours.log_prob_of(ours.targets) - theirs.log_prob_of(theirs.targets),)
+        # NaN where a server does not name it
     ]
     mean = mean_by_prompt([part for part in lost if part.size])
     limit = pairs.asked.kl + pairs.noise()
@@ -174,6 +175,8 @@ def check_log_prob(pairs: _Pairs) -> Outcome:
 
 def check_long_context(pairs: _Pairs) -> Outcome:
     """KL divergence at the end of one long text; its limit is wide, as there is only one."""
+    if pairs.forced.no_long:
+        return Outcome("long_context", Verdict(State.NOT_ENOUGH_EVIDENCE, pairs.forced.no_long))
     kl = kl_per_token(pairs.base.long, pairs.forced.long)
     limit = WIDER * pairs.asked.kl + pairs.noise()
     value = float(kl.mean())
@@ -207,7 +210,9 @@ def _same_choice(replies: Sequence[tuple[int, Scored, Scored]]) -> dict[str, Num
 
 def _labels(reference: Reference, index: int) -> np.ndarray[tuple[int], np.dtype[np.str_]]:
     answer = reference.answers[index]
-    spans = label_tokens(reference.tokenizer, answer.ids, finished=answer.finished)
+    spans = label_tokens(
+        reference.tokenizer, answer.ids, finished=answer.finished, opened=reference.opened(index)
+    )
     return np.array([span.value for span in spans])
 
 

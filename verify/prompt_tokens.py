@@ -54,6 +54,8 @@ def _line(conversation: Conversation, prompt: Ids) -> str:
     request: JsonObject = {"messages": list(wire_messages(conversation))}
     if conversation.tools:
         request["tools"] = [wire_tool(tool) for tool in conversation.tools]
+    if conversation.template_kwargs:
+        request["chat_template_kwargs"] = dict(conversation.template_kwargs)
     entry = {
         "id": conversation.id,
         "request": {**request, "max_tokens": 1, "temperature": 0},

@@ -25,9 +25,10 @@ _ALWAYS = 4096
 
 
 class ReplyStream:
-    """One reply, in pieces."""
+    """One reply, in pieces; `opened` is reasoning that the prompt opens (`opened_reasoning`)."""
 
-    def __init__(self) -> None:
+    def __init__(self, opened: str = "") -> None:
+        self._opened = opened
         self._pieces: list[str] = []
         self._length = self._looked_at = self._given = 0
 
@@ -39,11 +40,11 @@ class ReplyStream:
         if ">" not in piece or not due:
             return ()
         self._looked_at += self._length
-        return self._new(read_settled(self._text()))
+        return self._new(read_settled(self._text(), self._opened))
 
     def finish(self) -> tuple[Reply, tuple[ToolCall, ...]]:
         """The whole reply, and its valid calls that were not handed out before."""
-        reply = parse_reply(self._text())
+        reply = parse_reply(self._text(), self._opened)
         return reply, self._new(reply.calls)
 
     def _text(self) -> str:

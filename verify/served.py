@@ -5,6 +5,11 @@ given the conversation itself, not token ids: it rendered the prompt with its te
 the reply with its parser (`--tool-call-parser hermes` in vLLM). Out: an Outcome; the floor, and how
 equal calls must be, are those for agreement.
 
+The server may constrain what it generates when tools are on offer (llama-server does, by a grammar
+from the opening tag on; vLLM can): damage that a constraint hides is not seen here. The points
+therefore count right replies by every measure twice, on token ids and as served
+(`served_replies.py`); nothing is decided by them.
+
 This is what an application sees, and it can be wrong where the weights are right: a template that
 was replaced on the command line, a parser for another format. Whether both prompts are equally long
 is therefore counted too; where they are not, the template is the first thing to look at.
@@ -21,6 +26,7 @@ from verify.check import Finding, Outcome, Verdict
 from verify.engines import ServedReply
 from verify.equality import tier_of_calls, within
 from verify.evidence import Answer, Evidence
+from verify.served_replies import NOTE, beside
 from verify.statistics import count
 
 NAME = "served_calls"
@@ -52,7 +58,7 @@ def check_served_calls(evidence: Evidence, /) -> Outcome:
     floor = evidence.thresholds.same_calls
     reason = (
         f"the server's parser found the same calls in {calls.hits} of {calls.total},"
-        f" 95 % interval {low:.3f} to {high:.3f}; floor {floor:.2f}"
+        f" 95 % interval {low:.3f} to {high:.3f}; floor {floor:.2f}; {NOTE}"
     )
     if prompts.hits < prompts.total:
         reason += f"; {prompts.total - prompts.hits} of its prompts are not the reference's"
@@ -70,7 +76,8 @@ def check_served_calls(evidence: Evidence, /) -> Outcome:
     }
     findings = [*_prompt_findings(every), *_call_findings(pairs)]
     verdict = Verdict(calls.decide(floor), reason, numbers)
-    return Outcome(NAME, verdict, tuple(findings[:FINDINGS_SHOWN]))
+    points = beside(evidence, evidence.served or ())
+    return Outcome(NAME, verdict, tuple(findings[:FINDINGS_SHOWN]), points)
 
 
 def _pairs(evidence: Evidence) -> Iterator[_Pair]:
@@ -79,7 +86,7 @@ def _pairs(evidence: Evidence) -> Iterator[_Pair]:
     for conversation, prompt, ours, theirs in zip(
         reference.conversations, reference.prompts, reference.answers, evidence.served, strict=True
     ):
-        if theirs is not None:
+        if theirs is not None and conversation.tools:
             tier = tier_of_calls(ours.reply.calls, theirs.calls, conversation.tools)
             same = within(tier, evidence.thresholds.tier) and not theirs.malformed
             yield _Pair(conversation.id, len(prompt), ours, theirs, same)

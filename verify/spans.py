@@ -54,10 +54,15 @@ _JSON = re.compile(
 )
 
 
-def label_tokens(tokenizer: Tokenizer, ids: Sequence[int], *, finished: bool) -> list[Span]:
-    """The part every token of a reply belongs to; `finished` says that the last one ended it."""
+def label_tokens(
+    tokenizer: Tokenizer, ids: Sequence[int], *, finished: bool, opened: str = ""
+) -> list[Span]:
+    """The part every token of a reply belongs to; `finished` says that the last one ended it.
+
+    `opened` is reasoning that the prompt opens, as `tool_calls.opened_reasoning` finds it.
+    """
     content = ids[:-1] if finished else ids
-    characters = label_characters(tokenizer.decode(content))
+    characters = label_characters(tokenizer.decode(content), opened)
     spans: list[Span] = []
     before = 0
     for count in range(1, len(content) + 1):
@@ -69,10 +74,10 @@ def label_tokens(tokenizer: Tokenizer, ids: Sequence[int], *, finished: bool) ->
     return [*spans, Span.CLOSE] if finished else spans
 
 
-def label_characters(text: str) -> list[Span]:
+def label_characters(text: str, opened: str = "") -> list[Span]:
     """The part every character of a reply belongs to."""
     labels = [Span.TEXT] * len(text)
-    start = read_reasoning(text).end
+    start = read_reasoning(text, opened).end
     labels[:start] = [Span.REASONING] * start
     for block in _BLOCK.finditer(text, start):
         _fill(labels, block.start(1), block.end(1), Span.TRIGGER)

@@ -1,7 +1,8 @@
 """Replies of different kinds counted apart: with reasoning and without, and turn by turn.
 
 In: conversations and the answers of both models. Out: two `Stratum` values if a reply of either
-model begins with `<think>` or `<scratch_pad>`, and one a turn if a conversation has several.
+model begins with `<think>` or `<scratch_pad>`, one for every `template_kwargs` if any conversation
+has some (thinking turned on and off, say), and one a turn if a conversation has several.
 
 A model that thinks before it calls is another program than the same model answering at once: its
 replies are longer, one wrong token in the reasoning changes the call, and reasoning can fail to
@@ -20,6 +21,7 @@ from verify.call_outcomes import call_outcome, calls_due, confusion, is_right
 from verify.equality import Tier
 from verify.evidence import Answer
 from verify.statistics import count_flips
+from verify.tool_calls import canonical_json
 
 Pair = tuple[Answer, Answer]
 
@@ -55,7 +57,7 @@ def reasons(answer: Answer) -> bool:
 def strata(
     conversations: Sequence[Conversation], pairs: Sequence[Pair], equality: Tier
 ) -> tuple[Stratum, ...]:
-    """By reasoning if anybody reasons, and by turn if there are several."""
+    """By reasoning if anybody reasons, by what templates were given, and by turn."""
     listed = list(zip(conversations, pairs, strict=True))
     found = []
     if any(reasons(answer) for pair in pairs for answer in pair):
@@ -63,12 +65,24 @@ def strata(
             rows = [row for row in listed if reasons(row[1][0]) is wanted]
             kept = sum(reasons(theirs) is wanted for _, (_, theirs) in rows)
             found.append(_stratum(name, rows, kept, equality))
+    kinds = dict.fromkeys(map(_variables, conversations))
+    if any(kinds):
+        for kind in sorted(kinds):
+            rows = [row for row in listed if _variables(row[0]) == kind]
+            name = f"with {kind}" if kind else "without template_kwargs"
+            found.append(_stratum(name, rows, None, equality))
     turns = sorted({conversation.turn for conversation in conversations})
     if len(turns) > 1:
         for turn in turns:
             rows = [row for row in listed if row[0].turn == turn]
             found.append(_stratum(f"of turn {turn}", rows, None, equality))
     return tuple(found)
+
+
+def _variables(conversation: Conversation) -> str:
+    """What a conversation gives its template, in words."""
+    given = sorted(conversation.template_kwargs.items())
+    return ", ".join(f"{name}={canonical_json(value)}" for name, value in given)
 
 
 def _stratum(

@@ -14,7 +14,9 @@ at one token is a difference of weights there and not the echo of an earlier one
               its last LONG_SCORED tokens are scored
 
 Of an engine that pays for a token scored as for one generated (BY_STEPS), only the last PROMPT_END
-tokens of those prompts are asked: the end of the question, and the turn of the assistant.
+tokens of those prompts are asked: the end of the question, and the turn of the assistant. Where the
+reference is such an engine, nobody is asked more. The long text may be too long for an engine's
+memory; the others stand without it.
 
 AGAIN of those conversations, spread evenly too, are scored twice more, for the noise floor: each in
 a batch of its own, and in 16 bits, as the checkpoint itself is served. That adds a fifth to the
@@ -25,13 +27,15 @@ Wrong rope frequencies or a wrong base leave short text nearly alone; the long o
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import replace
 from itertools import cycle
 
-from convert.errors import ServerError, UnsupportedError
+from convert.errors import ContextError, ServerError, UnsupportedError
 from verify.engines import (
     BY_STEPS,
     LOG_PROBABILITIES,
+    NARROWS,
     Engine,
     NarrowingEngine,
     OnProgress,
@@ -49,6 +53,8 @@ AGAIN = 8
 LONG = 2048
 LONG_SCORED = 256
 PROMPT_END = 64
+NOT_HAD = (ServerError, UnsupportedError, ContextError)
+"""What says that log-probabilities cannot be had, and nothing against the model."""
 
 
 def score_reference(
@@ -57,17 +63,31 @@ def score_reference(
     """The reference along its own text; it picks the candidates, and may end up in 16 bits."""
     chosen = choose_conversations(reference)
     passages = [make_passage(reference, index, chosen) for index in chosen]
+    if BY_STEPS in engine.info.capabilities:
+        passages = [
+            _end_of(passage, len(reference.answers[index].ids) + PROMPT_END)
+            for index, passage in zip(chosen, passages, strict=True)
+        ]
     always = watched_ids(reference)
     scored = engine.score(passages, top=TOP, always=always, on_progress=on_progress)
     positions = spread(len(chosen), AGAIN)
     again = [_with_candidates(passages[i], scored[i]) for i in positions]
     alone = [engine.score([passage], top=TOP)[0] for passage in again]
-    (long,) = engine.score([long_passage(reference)], top=TOP)
+    long, no_long = _score_long(engine, long_passage(reference), scored)
     narrow: list[Scored] = []
-    if isinstance(engine, NarrowingEngine):
+    if NARROWS in engine.info.capabilities:
+        assert isinstance(engine, NarrowingEngine)
         engine.narrow()
         narrow = engine.score(again, top=TOP)
-    return TeacherForced(chosen, tuple(scored), long, tuple(positions), tuple(alone), tuple(narrow))
+    return TeacherForced(
+        conversations=chosen,
+        scored=tuple(scored),
+        long=long,
+        again=tuple(positions),
+        alone=tuple(alone),
+        narrow=tuple(narrow),
+        no_long=no_long,
+    )
 
 
 def score_artifact(
@@ -88,12 +108,26 @@ def score_artifact(
             _end_of(passage, len(reference.answers[index].ids) + PROMPT_END)
             for index, passage in zip(base.conversations, passages, strict=True)
         ]
-    long = _with_candidates(long_passage(reference), base.long)
     try:
         scored = engine.score(passages, top=TOP, on_progress=on_progress)
-        return TeacherForced(base.conversations, tuple(scored), engine.score([long], top=TOP)[0])
-    except (ServerError, UnsupportedError) as error:
+    except NOT_HAD as error:
         return str(error)
+    if base.no_long:
+        long, no_long = base.long, f"not had of the reference: {base.no_long}"
+    else:
+        asked = _with_candidates(long_passage(reference), base.long)
+        long, no_long = _score_long(engine, asked, scored)
+    return TeacherForced(base.conversations, tuple(scored), long, no_long=no_long)
+
+
+def _score_long(
+    engine: ScoringEngine, passage: Passage, others: Sequence[Scored]
+) -> tuple[Scored, str]:
+    """Along the long text, or no token (in the form that `others` have) and why."""
+    try:
+        return engine.score([passage], top=TOP)[0], ""
+    except NOT_HAD as error:
+        return others[0].part(slice(0, 0)), str(error)
 
 
 def choose_conversations(reference: Reference) -> tuple[int, ...]:
@@ -134,9 +168,11 @@ def watched_ids(reference: Reference) -> tuple[int, ...]:
 def _end_of(passage: Passage, rows: int) -> Passage:
     """The passage scored over its last `rows` tokens only, if it has more."""
     start = max(passage.start, len(passage.ids) - rows)
-    assert passage.candidates is not None
-    return Passage(passage.ids, start, passage.candidates[start - passage.start :])
+    picked = passage.candidates
+    return Passage(passage.ids, start, None if picked is None else picked[start - passage.start :])
 
 
 def _with_candidates(passage: Passage, found: Scored) -> Passage:
-    return replace(passage, candidates=found.candidates)
+    """The passage over what was scored of it, with the same candidates."""
+    start = len(passage.ids) - len(found.targets)
+    return replace(passage, start=start, candidates=found.candidates)

@@ -14,6 +14,9 @@ The fact to know: a tag inside a JSON string is data, so blocks cannot be split 
 `</tool_call>`. The scanner below walks strings and brackets; it stops at anything JSON cannot hold
 outside a string, which is also what keeps the time linear: two scans that disagree about where a
 string begins cannot both go on.
+
+A chat template may itself write the tag that opens reasoning, as the last thing in the prompt. The
+reply then begins inside it; nothing in the reply says so, so the reader is told (`opened`).
 """
 
 from __future__ import annotations
@@ -34,6 +37,11 @@ _TAG = re.compile(f"{OPEN}|{CLOSE}")
 _SPACE = re.compile(r"[ \t\r\n]*")
 _REASONING_TAGS = ("<think>", "<scratch_pad>")
 _REASONING = re.compile(r"\s*<(think|scratch_pad)>(.*?)(?:(</\1>)|\Z)", re.DOTALL)
+_OPENED = {
+    tag[1:-1]: re.compile(rf"(?!\s*{tag})()(.*?)(?:(</{tag[1:]})|\Z)", re.DOTALL)
+    for tag in _REASONING_TAGS
+}
+"""Reasoning whose opening tag is in the prompt; the reply may write the tag once more."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -80,9 +88,12 @@ class Reply:
     blocks: tuple[Block, ...] = ()
 
 
-def parse_reply(text: str) -> Reply:
-    """Take a reply apart; any text is a reply, so nothing is raised. Linear in len(text)."""
-    reasoning = read_reasoning(text)
+def parse_reply(text: str, opened: str = "") -> Reply:
+    """Take a reply apart; any text is a reply, so nothing is raised. Linear in len(text).
+
+    `opened` is what `opened_reasoning` found in the prompt.
+    """
+    reasoning = read_reasoning(text, opened)
     position = reasoning.end
     malformed = [*reasoning.malformed]
     blocks: list[Block] = []
@@ -110,9 +121,9 @@ def parse_reply(text: str) -> Reply:
     )
 
 
-def read_settled(text: str) -> tuple[ToolCall, ...]:
+def read_settled(text: str, opened: str = "") -> tuple[ToolCall, ...]:
     """The valid calls at the front of `text` that no text after it could change."""
-    reasoning = read_reasoning(text)
+    reasoning = read_reasoning(text, opened)
     rest = text[reasoning.end :].lstrip()
     if reasoning.unfinished or any(tag.startswith(rest) for tag in _REASONING_TAGS):
         return ()
@@ -154,16 +165,23 @@ def canonical_json(value: Any) -> str:
     return json.dumps(value, sort_keys=True)
 
 
-def read_reasoning(text: str) -> Reasoning:
+def opened_reasoning(prompt: str) -> str:
+    """The name of the tag that a prompt ends with, if it opens reasoning; else empty."""
+    end = prompt.rstrip()
+    return next((tag[1:-1] for tag in _REASONING_TAGS if end.endswith(tag)), "")
+
+
+def read_reasoning(text: str, opened: str = "") -> Reasoning:
     """The blocks of reasoning that `text` begins with, one after the other."""
     parts: list[str] = []
     malformed: list[str] = []
     end, unfinished = 0, False
-    while found := _REASONING.match(text, end):
+    found = _OPENED[opened].match(text) if opened else None
+    while found := found or _REASONING.match(text, end):
         parts.append(found.group(2))
         inside = found.group(2).count(OPEN)
-        malformed += [f"a call inside <{found.group(1)}>: not made"] * inside
-        end, unfinished = found.end(), found.group(3) is None
+        malformed += [f"a call inside <{found.group(1) or opened}>: not made"] * inside
+        end, unfinished, found = found.end(), found.group(3) is None, None
     return Reasoning("\n".join(parts), end, unfinished, tuple(malformed))
 
 

@@ -14,19 +14,28 @@ server that fails on the way leaves too little evidence: that is no fault of the
 Later turns of a conversation come after the reference's own earlier ones (`later_turns.py`), so the
 prompts are complete only once the reference has answered; every artifact is then asked them all.
 
-The reference's answers and log-probabilities are kept in `cache`, if one is given: the next run on
-the same weights and prompts does not load it.
+What is answered is kept in `cache`, if one is given, as it is computed: a run that was stopped goes
+on from there, and the next run on the same weights, prompts and options loads nothing for it. What
+servers answer is not kept, since they do not say what they serve.
 
-`open_engine` opens the engines of artifacts, with the options they are to be run with (and lets a
-test put another in an artifact's place); `open_reference` that of the reference, which has none: it
-is float32 throughout, its KV cache too, so no option is part of what its cache is kept by.
+The reference may be a server too (`reference_server`), for models that do not fit here: then its
+folder needs tokenizer, config and templates, and what needs the weights themselves is not checked.
+
+The options say how models are run. The reference has those that its numbers may depend on without
+being another model: dtype, device, batch, threads. `open_engine` puts engines of a caller's own in
+the place of artifacts' (their answers are not kept: nothing would tell them apart), and without
+`open_reference` of the reference's too.
 """
 
 from __future__ import annotations
 
 import time
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import replace
+from functools import partial
 from pathlib import Path
+from typing import Any
 
 from convert.checkpoint import Checkpoint
 from convert.errors import InputError, UnsupportedError
@@ -35,19 +44,25 @@ from convert.job import tool_version
 from convert.rendering import Tokenizer
 from convert.workers import Steps
 from quantize.importance import read_importance
-from verify.artifact import Kind, open_artifact
-from verify.engines.opening import open_engine
+from verify.answer_cache import AnswerCache
+from verify.artifact import ADDRESS_STARTS, Artifact, Kind, open_artifact
+from verify.engines.opening import check_device
+from verify.engines.opening import open_engine as engine_for
 from verify.evidence import Evidence, Reference, make_prompts
 from verify.gate import read_gate
-from verify.one_artifact import OpenEngine, named, verify_one
+from verify.one_artifact import verify_one
 from verify.prompt_tokens import write_fixture
-from verify.reference_cache import ReferenceCache
 from verify.reference_run import run_reference
 from verify.report.contents import ReferenceReport, Report
+from verify.run_artifact import OpenEngine, Running, named
 from verify.structure import expected_gguf_shapes
 from verify.suite import read_suite
 from verify.summary import gate_report, scores, suite_report
 
+RESUMABLE = (
+    "what was answered is kept (a server's answers are not); run the same command again to go on"
+    " from there"
+)
 DEFAULT_MAX_NEW_TOKENS = 256
 
 
@@ -55,6 +70,7 @@ def verify(
     reference: str | Path,
     artifacts: Sequence[Path | str],
     *,
+    reference_server: str | None = None,
     suite: Path | None = None,
     limit: int | None = None,
     gate: Path | None = None,
@@ -62,8 +78,14 @@ def verify(
     max_new_tokens: int = DEFAULT_MAX_NEW_TOKENS,
     cache: Path | None = None,
     fixture: Path | None = None,
+    kv_type: str = "f16",
+    activations: int = 8,
+    dtype: str = "float32",
+    device: str = "cpu",
+    batch: int | None = None,
+    threads: int | None = None,
     on_progress: Steps | None = None,
-    open_engine: OpenEngine = open_engine,
+    open_engine: OpenEngine | None = None,
     open_reference: OpenEngine | None = None,
 ) -> Report:
     """Compare every artifact with the reference (a folder or hub id) on a suite of conversations.
@@ -72,46 +94,59 @@ def verify(
     Without a `suite` (a JSONL file or a folder of them) the reference's own prompts are used,
     without a `gate` the one among them, else the defaults. `imatrix` is the importance matrix that
     the GGUF files were made with. `fixture` is a file to write prompt-token counts to.
+    `reference_server` is the address of a server that answers for the reference. For `kv_type`,
+    `activations` (bits), `dtype`, `device`, `batch` and `threads` see `engines/opening.py`.
     Raises InputError for what cannot be begun with: a quantized reference, a path that is no
-    artifact, a server that does not answer, a suite that cannot be read or rendered.
+    artifact, a server that does not answer, a suite that cannot be read or rendered, a device that
+    an engine cannot use.
     """
     if not artifacts:
         raise InputError("no artifact to verify; name a GGUF file, a folder or a server's address")
     opened = [open_artifact(path) for path in artifacts]
     importance = read_importance(imatrix) if imatrix else None
-    with Checkpoint.open(locate(str(reference)).folder) as checkpoint:
+    options: dict[str, Any] = {
+        "dtype": dtype, "device": device, "batch": batch, "threads": threads,
+    }  # fmt: skip
+    run_one: OpenEngine = open_engine or partial(
+        engine_for, kv_type=kv_type, activation_bits=activations, **options
+    )
+    run_base: OpenEngine = open_reference or open_engine or partial(engine_for, **options)
+    with _kept(cache), _open_reference(reference, reference_server) as (checkpoint, source):
         asked = read_gate(gate, checkpoint.path)
-        source = open_artifact(checkpoint.path)
-        if source.kind is not Kind.CHECKPOINT:
-            raise UnsupportedError(f"{reference}: quantized; the reference must be the original")
-        if any(artifact.kind is Kind.GGUF for artifact in opened):
+        if checkpoint.tensors and any(artifact.kind is Kind.GGUF for artifact in opened):
             expected_gguf_shapes(checkpoint)  # refuses a reference that is itself incomplete
+        if open_engine is None:
+            check_device(device, [source, *opened])
         chosen = read_suite(suite, checkpoint.path, limit)
         tokenizer = Tokenizer.open(checkpoint.path)
         prompts = make_prompts(checkpoint, tokenizer, chosen.conversations, max_new_tokens)
         base = Reference(checkpoint, tokenizer, chosen.conversations, prompts)
         if fixture is not None:
             write_fixture(base, fixture)
+        keep = cache if source.served is None else None
         begin = time.monotonic()
         base = run_reference(
-            lambda: (open_reference or open_engine)(source),
+            lambda: run_base(source),
             base,
             max_new_tokens=max_new_tokens,
-            cache=ReferenceCache(cache, checkpoint) if cache else None,
+            cache=AnswerCache.of_reference(keep, checkpoint, options) if keep else None,
+            batch=batch,
             on_progress=named(on_progress, source),
         )
+        base = _without_address(base, source)
         assert base.engine is not None
         seconds = time.monotonic() - begin
         right = scores(base, base.answers)
-        reported = ReferenceReport(source.name, base.engine, right, seconds)
+        reported = ReferenceReport(checkpoint.path.resolve().name, base.engine, right, seconds)
+        running = Running(
+            run_one,
+            max_new_tokens,
+            None if open_engine else cache,
+            batch,
+            on_progress,
+        )
         reports = tuple(
-            verify_one(
-                Evidence(base, artifact, asked.of(artifact.type)),
-                importance,
-                open_engine,
-                max_new_tokens,
-                on_progress,
-            )
+            verify_one(Evidence(base, artifact, asked.of(artifact.type)), importance, running)
             for artifact in opened
         )
         tokenizer.close()
@@ -123,3 +158,43 @@ def verify(
         reported,
         reports,
     )
+
+
+@contextmanager
+def _kept(cache: Path | None) -> Iterator[None]:
+    """Whoever stops a run is told that it goes on."""
+    try:
+        yield
+    except KeyboardInterrupt as stop:
+        if cache is not None:
+            stop.add_note(RESUMABLE)
+        raise
+
+
+@contextmanager
+def _open_reference(place: str | Path, server: str | None) -> Iterator[tuple[Checkpoint, Artifact]]:
+    """The reference's folder, and what answers for it: its own weights, or a server."""
+    if str(place).startswith(ADDRESS_STARTS):
+        raise InputError(
+            f"{place}: the reference is a folder (tokenizer, config, templates); give one, and the"
+            " address as --reference-server"
+        )
+    folder = locate(str(place), weights=server is None).folder
+    opened = Checkpoint.open_without_weights(folder) if server else Checkpoint.open(folder)
+    with opened as checkpoint:
+        stored = open_artifact(checkpoint.path)
+        if stored.kind is not Kind.CHECKPOINT:
+            raise UnsupportedError(f"{place}: quantized; the reference must be the original")
+        source = open_artifact(server) if server else stored
+        if server and source.served is None:
+            raise InputError(f"{server!r}: no address; expected one like http://host:8000/v1")
+        yield checkpoint, source
+
+
+def _without_address(base: Reference, source: Artifact) -> Reference:
+    """The reference, in whose report no server's address stands."""
+    base = replace(base, unscored=source.without_address(base.unscored))
+    if base.forced is None:
+        return base
+    no_long = source.without_address(base.forced.no_long)
+    return replace(base, forced=replace(base.forced, no_long=no_long))

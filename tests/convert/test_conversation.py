@@ -144,3 +144,16 @@ def test_files_that_are_not_suites(tmp_path: Path) -> None:
     (tmp_path / "latin.jsonl").write_bytes(b'{"id": "caf\xe9"}')
     with pytest.raises(ConversationError, match="UTF-8"):
         read_conversations(tmp_path / "latin.jsonl")
+
+
+def test_variables_for_the_template_are_read_and_not_those_that_are_ours(tmp_path: Path) -> None:
+    record = {"id": "a", "messages": [USER], "template_kwargs": {"thinking": True, "depth": 2}}
+    (got,) = read_conversations(write(tmp_path, record))
+    assert got.template_kwargs == {"thinking": True, "depth": 2}
+    for name in ("messages", "tools", "add_generation_prompt", "bos_token"):
+        with pytest.raises(
+            ConversationError, match=f"suite.jsonl:1: template_kwargs sets '{name}'"
+        ):
+            read_conversations(write(tmp_path, {**record, "template_kwargs": {name: "x"}}))
+    with pytest.raises(ConversationError, match="template_kwargs is a list, expected an object"):
+        read_conversations(write(tmp_path, {**record, "template_kwargs": []}))

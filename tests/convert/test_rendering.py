@@ -197,3 +197,24 @@ def test_tokenizers_that_cannot_be_used_are_named(folder: Path) -> None:
     (folder / "tokenizer.json").unlink()
     with pytest.raises(CheckpointError, match=r"tokenizer\.json: not found"):
         Tokenizer.open(folder)
+
+
+def test_a_template_reads_the_conversation_s_variables_as_transformers_does(folder: Path) -> None:
+    from transformers import AutoTokenizer
+
+    edit_config(
+        folder,
+        chat_template="{% if thinking is defined and thinking %}deep{% endif %}{{ pad_token }}"
+        "{{ messages[0].content }}{% if add_generation_prompt %}<think>\n{% endif %}",
+        pad_token="<|im_end|>",
+    )
+    theirs = AutoTokenizer.from_pretrained(folder)
+    tokenizer = Tokenizer.open(folder)
+    messages = ({"role": "user", "content": "hi"},)
+    for variables in ({}, {"thinking": True}, {"thinking": False}, {"pad_token": "p"}):
+        conversation = Conversation("c", messages, template_kwargs=variables)
+        expected = theirs.apply_chat_template(
+            list(messages), add_generation_prompt=True, tokenize=False, **variables
+        )
+        assert tokenizer.render_text(conversation) == expected
+    tokenizer.close()

@@ -8,24 +8,26 @@ import shutil
 from pathlib import Path
 from typing import Any
 
+import llama_cpp
 import numpy as np
 import pytest
 import torch
 from safetensors.torch import load_file
 from transformers.models.llama import modeling_llama
 
-from convert.errors import CheckpointError, UnsupportedError
+from convert.errors import CheckpointError, ContextError, UnsupportedError
 from quantize.calibrate import calibrate
 from quantize.job import quantize
 from verify.artifact import open_artifact
-from verify.engines import by_length
+from verify.engines import NARROWS, by_length
 from verify.engines.activations import ROUNDED_BY_STORED, round_per_token
 from verify.engines.llama_cpp import LlamaCppEngine
 from verify.engines.llama_model import LlamaVocabulary
 from verify.engines.log_probabilities import Passage
-from verify.engines.opening import open_engine
+from verify.engines.opening import check_device, open_engine
 from verify.engines.scripted import ScriptedEngine
 from verify.engines.static_scales import round_by_scale
+from verify.engines.torch_device import memory_for
 from verify.engines.transformers import CACHE_BY_ONE, TransformersEngine
 
 STOP = frozenset({260})
@@ -324,3 +326,72 @@ def test_fp8_with_activations_left_alone_is_refused_unless_asked_for(
         UnsupportedError, match="not computed with activations rounded as its scheme says"
     ):
         TransformersEngine(folder)
+
+
+def test_a_folder_is_computed_in_the_dtype_asked_for_and_says_so(
+    reference_folder: Path, artifacts: dict[str, Path]
+) -> None:
+    made = prompts(5)
+    rows = [Passage((*prompt, 5), len(prompt)) for prompt in made]
+    wide = TransformersEngine(reference_folder)
+    narrow = TransformersEngine(reference_folder, dtype="bfloat16", batch=3, threads=1)
+    info = narrow.info
+    assert (info.dtype, info.kv_type, info.activations) == ("bfloat16",) * 3
+    assert (info.batch, info.threads) == (3, 1)
+    assert NARROWS in wide.info.capabilities
+    assert NARROWS not in info.capabilities, "it is narrow already: a floor of 0 would be a lie"
+    model = transformers_model(reference_folder).to(torch.bfloat16)
+    for passage, ours, theirs in zip(
+        rows, wide.score(rows, top=320), narrow.score(rows, top=320), strict=True
+    ):
+        with torch.inference_mode():
+            row = model(torch.tensor([passage.ids[:-1]])).logits[0, -1].float().log_softmax(-1)
+        apart = np.abs(theirs.log_prob_of(5) - ours.log_prob_of(5)).max()
+        assert 1e-6 < apart < 0.1
+        assert abs(float(row[5]) - theirs.log_prob_of(5)[0]) < 0.05
+    narrow.close()
+    with pytest.raises(UnsupportedError, match="dtype 'int8'; known are float32, bfloat16"):
+        TransformersEngine(reference_folder, dtype="int8")
+    quantized = TransformersEngine(artifacts["FP8_DYNAMIC"], dtype="bfloat16")
+    assert quantized.info.dtype == "float32"
+
+
+def test_threads_are_given_back(reference_folder: Path, artifacts: dict[str, Path]) -> None:
+    before = torch.get_num_threads()
+    for path in (reference_folder, artifacts["Q8_0"]):
+        engine = open_engine(open_artifact(path), threads=1, batch=2)
+        assert (engine.info.threads, engine.info.batch) == (1, 2)
+        engine.close()
+    assert torch.get_num_threads() == before
+
+
+@pytest.mark.skipif(torch.cuda.is_available(), reason="there is a GPU")
+def test_a_device_that_is_not_there_is_refused_before_anything_is_loaded(
+    reference_folder: Path, artifacts: dict[str, Path]
+) -> None:
+    folder, gguf = open_artifact(reference_folder), open_artifact(artifacts["Q8_0"])
+    check_device("cpu", [folder, gguf])
+    for artifact, said in (
+        (folder, r"device 'cuda:1': torch .* cannot compute there"),
+        (gguf, r"device 'cuda:1': llama-cpp-python .* was built without a GPU"),
+    ):
+        with pytest.raises(UnsupportedError, match=said):
+            check_device("cuda:1", [artifact])
+        with pytest.raises(UnsupportedError, match=said):
+            open_engine(artifact, device="cuda:1")
+    with pytest.raises(UnsupportedError, match="device 'gpu': torch"):
+        check_device("gpu", [folder])
+
+
+def test_no_memory_for_a_text_is_no_fault_of_the_model(
+    artifacts: dict[str, Path], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with pytest.raises(ContextError, match="no memory for 2 rows of 9 tokens"), memory_for(9, 2):
+        torch.empty(1 << 60)
+    with pytest.raises(RuntimeError, match="shape"), memory_for(9, 2):
+        torch.empty(3).view(2)
+    engine = LlamaCppEngine(artifacts["Q8_0"], threads=1)
+    monkeypatch.setattr(llama_cpp, "llama_init_from_model", lambda *_: None)
+    with pytest.raises(ContextError, match="cannot make a context of 256 tokens"):
+        engine.score([Passage((1, 2, 3), 1)], top=4)
+    engine.close()

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -240,3 +241,9 @@ def test_turns_that_the_reference_does_not_reach_are_named_and_asked_of_nobody(
     assert report.suite.not_reached == ("p0#2", "p0#3", "p1#2", "p1#3")
     assert report.suite.later_turns == 2 * COUNT - 4
     assert len(theirs.prompts) == 3 * COUNT - 4
+
+
+def test_later_turns_are_rendered_with_the_same_variables() -> None:
+    start = replace(ask(None, Turn((NEXT,))), template_kwargs={"thinking": True})
+    (second,) = later_turns([start], [answer("Yes.")]).conversations
+    assert second.template_kwargs == {"thinking": True}

@@ -18,9 +18,11 @@ import numpy as np
 import pytest
 
 from convert.errors import UnsupportedError
+from tests.verify.conftest import NANO
 from tests.verify.loopback import Answer, loopback
 from tests.verify.test_log_probabilities import log_softmax, random_rows, reduced, texts
 from verify.artifact import open_artifact
+from verify.check import State
 from verify.distributions import kl_per_token
 from verify.engines import BY_STEPS, LOG_PROBABILITIES
 from verify.engines.generated_logprobs import SOFTWARE
@@ -28,6 +30,8 @@ from verify.engines.llama_cpp import LlamaCppEngine
 from verify.engines.log_probabilities import Passage
 from verify.engines.openai_client import ServedModel, find_model
 from verify.engines.openai_server import OpenAIEngine
+from verify.one_artifact import NO_FLOOR
+from verify.verify import verify
 
 BINARY = os.environ.get("HERMES_QUANT_LLAMA_SERVER") or shutil.which("llama-server")
 FRAGMENT = 200
@@ -123,7 +127,9 @@ def serving(path: Path) -> Iterator[str]:
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]
-    options = f"--host 127.0.0.1 --port {port} -t 1 -np 2 -ctk f32 -ctv f32 -fa off --no-repack"
+    options = (
+        f"--host 127.0.0.1 --port {port} -t 1 -np 2 -ctk f32 -ctv f32 -fa off --no-repack --jinja"
+    )
     command = [str(BINARY), "-m", str(path), *options.split()]
     quiet = subprocess.DEVNULL
     process = subprocess.Popen(command, stdout=quiet, stderr=quiet)
@@ -172,3 +178,30 @@ def test_a_real_llama_server_scores_as_llama_cpp_does(artifacts: dict[str, Path]
         assert b.log_probs.shape == (len(a.targets), 48)
         assert np.isnan(b.log_probs).mean() < 0.05
         assert np.array_equal(b.best[:, 0], a.best[:, 0])
+
+
+@pytest.mark.skipif(BINARY is None, reason="no llama-server: $HERMES_QUANT_LLAMA_SERVER or $PATH")
+def test_a_real_llama_server_is_verified_whole_and_can_be_the_reference(
+    made: dict[str, Path], tmp_path: Path
+) -> None:
+    """Its own template and parser on conversations, and its answers in place of the weights."""
+    folder = Path(
+        shutil.copytree(NANO, tmp_path / "bare", ignore=shutil.ignore_patterns("*.safetensors"))
+    )
+    with serving(made["F32"]) as url:
+        (served,) = verify(NANO, [url], limit=12, max_new_tokens=96).artifacts
+        report = verify(folder, [made["Q8_0"]], reference_server=url, limit=12, max_new_tokens=96)
+    found = {outcome.check: outcome for outcome in served.outcomes}
+    assert not [o.check for o in served.outcomes if o.verdict.state is State.FAIL]
+    numbers = found["served_calls"].verdict.numbers
+    assert numbers["with_tools"] == numbers["same_prompt_tokens"] == numbers["same_calls"] == 8
+    calls = next(p for p in found["served_calls"].points if p.subject == "tool_calls").values
+    assert calls["as served"] == calls["as generated"] == calls["reference"]
+    assert found["chat_kl"].verdict.state is State.PASS
+    assert report.reference.engine.name == SOFTWARE
+    (artifact,) = report.artifacts
+    assert artifact.not_checked == ("structure", "gguf_weights", NO_FLOOR)
+    found = {outcome.check: outcome for outcome in artifact.outcomes}
+    for check in ("noise_floor", "chat_kl", "reply_kl", "log_prob", "long_context"):
+        assert found[check].verdict.state is State.PASS, found[check].verdict.reason
+    assert found["trigger"].verdict.numbers["with_tools"]

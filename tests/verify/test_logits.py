@@ -10,12 +10,13 @@ from typing import Any
 import numpy as np
 import pytest
 
+from convert.errors import ContextError
 from tests.verify.conftest import NANO
 from tests.verify.run_breakages import RUN_BREAKAGES
-from verify.artifact import Artifact, open_artifact
+from verify.artifact import Artifact, Kind, open_artifact
 from verify.check import Outcome, State
-from verify.engines import StatedScale, WatchingEngine
-from verify.engines.log_probabilities import Scored
+from verify.engines import ScoringEngine, StatedScale, WatchingEngine
+from verify.engines.log_probabilities import Passage, Scored
 from verify.engines.opening import open_engine
 from verify.evidence import Evidence, Reference, TeacherForced
 from verify.gate import read_gate
@@ -24,7 +25,8 @@ from verify.report.contents import plain
 from verify.scales import check_scales
 from verify.spans import Span, label_characters, label_tokens
 from verify.statistics import mean_by_prompt
-from verify.teacher_forcing import score_artifact, watched_ids
+from verify.teacher_forcing import long_passage, score_artifact, watched_ids
+from verify.verify import verify
 
 ALL = ["noise_floor", "chat_kl", "reply_kl", "trigger", "log_prob", "long_context"]
 
@@ -273,3 +275,50 @@ def test_a_token_inside_a_character_gets_a_part(reference: Reference) -> None:
     assert spans[0] is Span.TRIGGER
     assert spans[-2:] == [Span.CLOSE, Span.CLOSE]
     assert spans.count(Span.NAME) == 2 + len("é東".encode())
+
+
+class NoRoom:
+    """llama.cpp on a machine without memory for texts of more than `most` tokens."""
+
+    def __init__(self, path: Path, most: int) -> None:
+        self._engine, self._most = open_engine(open_artifact(path)), most
+        self.info, self.generate, self.close = (
+            self._engine.info, self._engine.generate, self._engine.close,
+        )  # fmt: skip
+
+    def score(self, passages: list[Passage], **asked: Any) -> list[Scored]:
+        longest = max(len(passage.ids) for passage in passages)
+        if longest > self._most:
+            raise ContextError(f"no memory for {longest} tokens")
+        assert isinstance(self._engine, ScoringEngine)
+        return self._engine.score(passages, **asked)
+
+
+def test_without_memory_for_the_long_text_the_others_stand(
+    nano: Reference, made: dict[str, Path]
+) -> None:
+    tokens = len(long_passage(nano).ids)
+    engine = NoRoom(made["Q8_0"], tokens - 1)
+    forced = score_artifact(engine, nano)
+    engine.close()
+    given = asked(nano, open_artifact(made["Q8_0"]), forced=forced)
+    found = {o.check: o.verdict for o in check_log_probabilities(given)}
+    assert list(found) == ALL
+    long = found.pop("long_context")
+    assert long.state is State.NOT_ENOUGH_EVIDENCE
+    assert long.reason == f"no memory for {tokens} tokens"
+    assert {verdict.state for verdict in found.values()} == {State.PASS}
+
+
+def test_without_memory_for_any_text_the_answers_stand(
+    nano: Reference, made: dict[str, Path], tmp_path: Path
+) -> None:
+    report = verify(
+        NANO, [made["Q8_0"]], limit=8, max_new_tokens=48,
+        open_engine=lambda a: NoRoom(a.path, 10) if a.kind is Kind.GGUF else open_engine(a),
+    ).artifacts[0]  # fmt: skip
+    states = {o.check: o.verdict.state for o in report.outcomes}
+    assert states["log_probabilities"] is State.NOT_ENOUGH_EVIDENCE
+    assert report.scores is not None
+    assert "agreement" in states
+    assert report.state is State.NOT_ENOUGH_EVIDENCE

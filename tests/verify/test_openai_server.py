@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack
+from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -195,3 +196,16 @@ def test_recorded_calls_get_the_ids_that_servers_insist_on() -> None:
     assert (first["id"], second["id"]) == ("call_1_0", "x")
     assert [result["tool_call_id"] for result in sent[2:]] == ["call_1_0", "x"]
     assert "tool_call_id" not in results[0]
+
+
+def test_variables_of_the_template_and_reasoning_go_through(engine: Open) -> None:
+    given = replace(conversation(), template_kwargs={"thinking": True})
+    cut = message("<b>", reasoning_content="hm")
+    cut["choices"][0]["finish_reason"] = "length"
+    with loopback(lambda *_: Answer(cut)) as server:
+        asked = engine(server)
+        (reply,) = asked.chat([given], max_new_tokens=4)
+        asked.chat([conversation()], max_new_tokens=4)
+    assert server.seen[0][2]["chat_template_kwargs"] == {"thinking": True}
+    assert "chat_template_kwargs" not in server.seen[1][2]
+    assert (reply.reasoning, reply.finished, reply.text) == ("hm", False, "<b>")

@@ -40,6 +40,7 @@ def server(reference: Reference, change: Change = dict, extra: int = 0) -> Any:
         if not path.endswith("/chat/completions"):
             return Answer({"error": "no"}, status=404)
         sent = change({key: body[key] for key in ("messages", "tools") if key in body})
+        sent |= {"template_kwargs": body.get("chat_template_kwargs", {})}
         conversation = parse_conversation({"id": "x", **sent}, "request")
         count = len(render(reference.tokenizer, conversation)) + extra
         choice = {"message": {"role": "assistant", "content": "x"}}
@@ -128,3 +129,12 @@ def test_command_line(reference: Reference, fixture: Path) -> None:
         assert done.exit_code == 1
         assert json.loads(done.stdout)["verdict"]["state"] == "fail"
         assert invoke("replay", fixture, running.url).stdout.count("expected") == 3
+
+
+def test_what_a_conversation_gives_its_template_is_in_the_request(
+    reference: Reference, tmp_path: Path
+) -> None:
+    given = tuple(replace(c, template_kwargs={"thinking": True}) for c in reference.conversations)
+    write_fixture(replace(reference, conversations=given), tmp_path / "fixture.jsonl")
+    for line in (tmp_path / "fixture.jsonl").read_text().splitlines():
+        assert json.loads(line)["request"]["chat_template_kwargs"] == {"thinking": True}

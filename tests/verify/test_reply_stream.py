@@ -103,3 +103,13 @@ def test_time_is_linear_in_single_characters(unit: str) -> None:
             reader.feed(character)
         reader.finish()
         assert time.process_time() - begin < 2, (start, unit)
+
+
+@pytest.mark.parametrize("text", ["hm " + block(CALL) + "</think>" + block(CALL), block(CALL), ""])
+def test_reasoning_that_the_prompt_opened_is_awaited(text: str) -> None:
+    for cut in range(len(text) + 1):
+        reader = ReplyStream("think")
+        early = [call for piece in (text[:cut], text[cut:]) for call in reader.feed(piece)]
+        reply, rest = reader.finish()
+        assert reply == parse_reply(text, "think")
+        assert (*early, *rest) == reply.calls

@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import pytest
 from rich.console import Console
 
+from convert.conversation import ToolCall
 from convert.errors import ServerError
 from convert.rendering import Tokenizer
 from tests.command import invoke
@@ -17,11 +19,13 @@ from tests.verify.loopback import Answer, Loopback, loopback
 from tests.verify.test_verify import right, scripted, write_gate, write_suite
 from verify.artifact import Artifact, Kind, open_artifact
 from verify.check import State
-from verify.engines import Engine
+from verify.engines import Engine, ServedReply
 from verify.engines.opening import open_engine
+from verify.evidence import Reference
 from verify.one_artifact import CHECKS_OF_FILES
 from verify.report.contents import ArtifactReport
 from verify.report.terminal import print_report
+from verify.served_replies import as_answers
 from verify.verify import verify
 
 MODEL = "/models/hermes-FP8"
@@ -48,7 +52,7 @@ def served(folder: Path, *, extra_prompt_tokens: int = 0, shift: float = 0) -> R
         i = number_of(body["messages"][-1]["content"] + "<")
         function = {"name": "f", "arguments": json.dumps({"x": i + shift})}
         calls = [{"id": "a", "type": "function", "function": function}]
-        usage = {"prompt_tokens": lengths[i] + extra_prompt_tokens}
+        usage = {"prompt_tokens": lengths[i] + extra_prompt_tokens} if i in lengths else {}
         return Answer({"choices": [{"message": {"tool_calls": calls}}], "usage": usage})
 
     lengths: dict[int, int] = {}
@@ -190,3 +194,108 @@ def test_the_command_line_takes_an_address(reference_folder: Path, tmp_path: Pat
         assert open_artifact(server.url).kind is Kind.SERVER
     with pytest.raises(ServerError, match="cannot be reached"):
         verify(reference_folder, [server.url], suite=suite)
+
+
+def without_ids(folder: Path, **changes: Any) -> Respond:
+    """A server that talks and gives no token ids, as Ollama and hosted ones."""
+    usual = served(folder, **changes)
+    tokenizer = Tokenizer.open(folder)
+
+    def respond(path: str, body: Any) -> Answer:
+        if path == "/v1/completions":
+            usual(path, body)
+            return Answer({"choices": [{"text": "text alone"}]})
+        if path == "/v1/chat/completions" and "tools" not in body:
+            content = tokenizer.decode(tokenizer.encode("Of course."))
+            return Answer({"choices": [{"message": {"content": content}}]})
+        return usual(path, body)
+
+    return respond
+
+
+def test_a_server_without_token_ids_is_judged_by_what_it_says(
+    run: Callable[..., ArtifactReport], reference_folder: Path
+) -> None:
+    report = run(without_ids(reference_folder))
+    states = {o.check: o.verdict.state for o in report.outcomes}
+    assert states.pop("agreement") is State.NOT_ENOUGH_EVIDENCE
+    assert report.state is State.NOT_ENOUGH_EVIDENCE
+    assert {"served_calls", "tool_calls", "lost_calls", "malformed_calls"} <= {*states}
+    assert {*states.values()} == {State.PASS}
+    assert "gives no token ids" in outcome(report, "agreement").verdict.reason
+    for name in ("tool_calls", "served_calls"):
+        assert "as served, perhaps constrained" in outcome(report, name).verdict.reason
+    assert report.not_checked == (*CHECKS_OF_FILES, "portability", "log_probabilities")
+    assert report.unchecked[1] == "not checked: portability, log_probabilities"
+    assert "portability" not in report.not_measured
+    assert report.scores is not None
+    assert report.scores.kinds["calls"].hits == 54
+    assert report.differences == ()
+
+
+def test_a_server_without_token_ids_can_fail(
+    run: Callable[..., ArtifactReport], reference_folder: Path
+) -> None:
+    report = run(without_ids(reference_folder, shift=1))
+    assert outcome(report, "served_calls").verdict.state is State.FAIL
+    assert outcome(report, "tool_calls").verdict.state is State.FAIL
+    assert report.state is State.FAIL
+
+
+def test_a_server_that_neither_names_tokens_nor_chats_leaves_too_little(
+    run: Callable[..., ArtifactReport], reference_folder: Path
+) -> None:
+    mute = without_ids(reference_folder)
+    refused = Answer({"error": {"message": "no chat here"}}, 404)
+    report = run(lambda path, body: refused if "chat" in path else mute(path, body))
+    assert [o.check for o in report.outcomes] == ["agreement", "served_calls"]
+    assert report.state is State.NOT_ENOUGH_EVIDENCE
+    assert "no chat here" in outcome(report, "served_calls").verdict.reason
+
+
+def test_what_a_constraint_hides_stands_beside_what_it_shows(
+    run: Callable[..., ArtifactReport], reference_folder: Path
+) -> None:
+    """Weights that write calls in Python's notation, behind a server whose grammar allows JSON."""
+    usual, tokenizer = served(reference_folder), Tokenizer.open(reference_folder)
+
+    def respond(path: str, body: Any) -> Answer:
+        answer = usual(path, body)
+        if path == "/v1/completions":
+            choice = answer.body["choices"][0]
+            text = tokenizer.decode(choice["token_ids"]).replace('"', "'")
+            choice["token_ids"] = tokenizer.encode(text)
+            answer.body["usage"]["completion_tokens"] = len(choice["token_ids"])
+        return answer
+
+    report = run(respond)
+    assert outcome(report, "served_calls").verdict.state is State.PASS
+    assert outcome(report, "malformed_calls").verdict.state is State.FAIL
+    points = {point.subject: point.values for point in outcome(report, "served_calls").points}
+    assert points["malformed_calls"] == {
+        "prompts": 54, "reference": 54, "as generated": 0, "as served": 54,
+    }  # fmt: skip
+    assert points["tool_calls"]["as served"] == 54
+
+
+def test_a_call_left_in_the_text_is_malformed_and_reasoning_is_not_the_answer(
+    reference: Reference,
+) -> None:
+    call = right(1).removesuffix("<|im_end|>")
+    one = replace(reference, prompts=reference.prompts[:1])
+    for text, calls in ((call, ()), ("<think>hm</think>" + "ok", (ToolCall("f", {}),))):
+        (found,) = as_answers(one, [ServedReply(calls, (), text, None)])
+        assert found.reply.calls == calls
+        assert bool(found.reply.malformed) is (text == call)
+        assert found.reply.text == ("" if text == call else "ok")
+    opens = tuple(reference.tokenizer.encode("<|im_start|>assistant\n<think>\n"))
+    begun = replace(reference, prompts=(opens,))
+    for reply, text in (
+        (ServedReply((), (), "hm</think>ok", None), "ok"),
+        (ServedReply((), (), "ok", None, reasoning="hm"), "ok"),
+        (ServedReply((), (), "ok", None), "ok"),
+        (ServedReply((), (), "hm", None, finished=False), ""),
+    ):
+        (found,) = as_answers(begun, [reply])
+        assert found.reply.text == text
+        assert found.reply.unfinished is (text == "")

@@ -11,7 +11,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from convert.conversation import ToolCall
-from verify.tool_calls import compare_calls, parse_reply
+from verify.tool_calls import compare_calls, opened_reasoning, parse_reply
 
 CALL = '{"name": "f", "arguments": {"x": 1}}'
 F1 = ToolCall("f", {"x": 1})
@@ -215,3 +215,29 @@ def test_calls_are_compared_in_any_order_but_counted() -> None:
     assert not compare_calls([F1, F1], [F1])
     assert not compare_calls([F1], [ToolCall("F", {"x": 1})])
     assert compare_calls([], [])
+
+
+def test_reasoning_that_the_prompt_opens_is_reasoning_and_a_thought_call_no_call() -> None:
+    thought = 'maybe <tool_call>\n{"name": "f", "arguments": {}}\n</tool_call>\n</think>\n\n'
+    text = thought + block(CALL)
+    assert len(parse_reply(text).calls) == 2, "without the word, a call that was only thought"
+    reply = parse_reply(text, "think")
+    assert (reply.calls, reply.answer_start) == ((F1,), len(thought) - 2)
+    assert reply.reasoning.startswith("maybe")
+    assert reply.malformed == ("a call inside <think>: not made",)
+    for written in ("<think>hm</think>" + block(CALL), "hm</think>" + block(CALL)):
+        again = parse_reply(written, "think")
+        assert (again.calls, again.reasoning, again.malformed) == ((F1,), "hm", ())
+    cut = parse_reply(block(CALL), "think")
+    assert (cut.calls, cut.unfinished) == ((), True)
+    two = parse_reply("a</think><scratch_pad>b</scratch_pad>c", "think")
+    assert (two.reasoning, two.text) == ("a\nb", "c")
+
+
+@pytest.mark.parametrize(
+    ("prompt", "opened"),
+    [("a<think>\n", "think"), ("<scratch_pad>", "scratch_pad"), ("<think>\n\n</think>\n", ""),
+     ("assistant\n", ""), ("<think> now", "")],
+)  # fmt: skip
+def test_what_a_prompt_opens_is_the_tag_at_its_end(prompt: str, opened: str) -> None:
+    assert opened_reasoning(prompt) == opened

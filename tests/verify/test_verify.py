@@ -13,6 +13,7 @@ from safetensors.torch import load_file, save_file
 
 from convert.errors import (
     CheckpointError,
+    ContextError,
     ConversationError,
     InputError,
     TensorError,
@@ -308,3 +309,21 @@ def test_a_suite_that_cannot_be_asked(
     )
     with pytest.raises(ConversationError, match=r"'long' has .* leaves room"):
         verify(reference_folder, [artifacts["Q8_0"]], suite=suite)
+
+
+def test_without_memory_to_answer_nothing_is_said_against_it(
+    reference_folder: Path, artifacts: dict[str, Path], tmp_path: Path
+) -> None:
+    engines = scripted(reference_folder, {Kind.CHECKPOINT: right, Kind.GGUF: right})
+
+    def open_engine(artifact: Artifact) -> Engine:
+        if artifact.kind is Kind.GGUF:
+            raise ContextError("no memory for 9 tokens")
+        return engines(artifact)
+
+    suite = write_suite(tmp_path, 10)
+    report = verify(reference_folder, [artifacts["Q8_0"]], suite=suite, open_engine=open_engine)
+    outcome = outcome_of(report.artifacts[0], "agreement")
+    assert outcome.verdict.state is State.NOT_ENOUGH_EVIDENCE
+    assert outcome.verdict.reason == "no memory for 9 tokens"
+    assert report.exit_code == 3

@@ -35,8 +35,8 @@ from verify.engines import LOG_PROBABILITIES, Engine, EngineInfo, ScoringEngine
 from verify.engines.log_probabilities import Passage, Scored
 from verify.evidence import Answer, Evidence, Reference, ask
 from verify.gate import Gate
-from verify.one_artifact import named
 from verify.report.contents import ArtifactReport
+from verify.run_artifact import named
 
 TOP = 64
 SUITE_TOKENS = 256

@@ -12,7 +12,7 @@ Most engines can also score a text they are given, token by token: `log_probabil
 
 One engine is one file here, and the packages they need are imported when one is opened:
 `transformers.py` (the reference, FP8 folders), `llama_cpp.py` (GGUF), `openai_server.py` (a server
-by its address), `scripted.py` (tests).
+by its address), `scripted.py` (tests). `kept.py` keeps what any of them but a server answered.
 """
 
 from __future__ import annotations
@@ -28,6 +28,10 @@ LOG_PROBABILITIES = "log_probabilities"
 """The capability of an engine that is a `ScoringEngine` and can also do what it takes."""
 BY_STEPS = "by_steps"
 """Beside LOG_PROBABILITIES: a token scored costs as much as one generated, so ask for few."""
+NARROWS = "narrows"
+"""The capability of an engine that is a `NarrowingEngine`, and computes in float32 as yet."""
+SERVED_DEVICE = "server"
+"""Where a server computes: it does not say."""
 Ids = Sequence[int]
 OnProgress = Callable[[int, int], None]
 
@@ -37,7 +41,7 @@ class EngineInfo:
     """How answers were computed. `batch` is prompts at once; `kv_type` the cache's element type.
 
     `activations` is the precision of what enters the quantized matrix products; `threads` is 0 if
-    it is not known. `capabilities` names what can be asked beyond generating: LOG_PROBABILITIES.
+    it is not known. `capabilities` names what can be asked beyond generating.
     """
 
     name: str
@@ -131,12 +135,17 @@ class WatchingEngine(ScoringEngine, Protocol):
 
 @dataclass(frozen=True, slots=True)
 class ServedReply:
-    """A reply as a server took it apart; `prompt_tokens` is the length of what it rendered."""
+    """A reply as a server took it apart; `prompt_tokens` is the length of what it rendered.
+
+    `reasoning` is what it split off; `finished` is false where it says that the reply was cut off.
+    """
 
     calls: tuple[ToolCall, ...]
     malformed: tuple[str, ...]
     text: str
     prompt_tokens: int | None
+    reasoning: str = ""
+    finished: bool = True
 
 
 @runtime_checkable

@@ -10,7 +10,8 @@ would tokenize, sample, cache prefixes and apply templates, and those are things
 weights once for all of them. A context is made for one `generate` call, as long as its longest
 prompt and reply need, and the caches are cleared between groups. Matrix products are the ones of
 the machine's own build (ggml-cpu): quantized weights times activations rounded to 8 bits, as a user
-of the file gets them. The KV cache is float16 unless asked otherwise, llama.cpp's own default.
+of the file gets them. The KV cache is float16 unless asked otherwise, llama.cpp's own default. A
+build with a GPU computes there if `device` says so, and nothing of it if not.
 """
 
 from __future__ import annotations
@@ -23,35 +24,42 @@ from typing import Any
 import llama_cpp
 import numpy as np
 
-from convert.errors import CheckpointError, UnsupportedError
+from convert.errors import CheckpointError, ContextError, UnsupportedError
 from verify.engines import LOG_PROBABILITIES, EngineInfo, Ids, OnProgress, by_length
-from verify.engines.llama_model import last_errors, load_model
+from verify.engines.llama_model import CPU, last_errors, load_model
 from verify.engines.log_probabilities import ROWS_AT_ONCE, Passage, Reduction, Scored
 
 KV_TYPES = {"float32": 0, "float16": 1, "q8_0": 8, "q4_0": 2}
 """Names of KV cache types, and their numbers in ggml's enumeration."""
+BATCH = 8
 _PREFILL_TOKENS = 512
 
 
 class LlamaCppEngine:
-    """A GGUF on the CPU."""
+    """A GGUF on `device`."""
 
     def __init__(
-        self, path: Path, *, batch: int = 8, kv_type: str = "float16", threads: int | None = None
+        self,
+        path: Path,
+        *,
+        batch: int | None = None,
+        kv_type: str = "float16",
+        device: str = CPU,
+        threads: int | None = None,
     ) -> None:
         if kv_type not in KV_TYPES:
             raise UnsupportedError(f"KV cache type {kv_type!r}; known are {', '.join(KV_TYPES)}")
-        self._model = load_model(path, vocab_only=False)
+        self._model = load_model(path, vocab_only=False, device=device)
         vocab = llama_cpp.llama_model_get_vocab(self._model)
         self._vocab_size = llama_cpp.llama_vocab_n_tokens(vocab)
         self.info = EngineInfo(
             name="llama.cpp",
             version=f"llama-cpp-python {llama_cpp.__version__}",
             dtype="as stored",
-            activations="as ggml-cpu rounds them for each weight type",
+            activations=f"as ggml rounds them on {device} for each weight type",
             kv_type=kv_type,
-            batch=batch,
-            device="cpu",
+            batch=batch or BATCH,
+            device=device,
             threads=threads or os.cpu_count() or 1,
             capabilities=frozenset({LOG_PROBABILITIES}),
         )
@@ -162,10 +170,13 @@ class _Context:
         params.n_outputs_max = outputs
         params.n_threads = params.n_threads_batch = info.threads
         params.type_k = params.type_v = KV_TYPES[info.kv_type]
+        params.offload_kqv = params.op_offload = info.device != CPU
         params.no_perf = True
         self._context = llama_cpp.llama_init_from_model(model, params)
         if not self._context:
-            raise CheckpointError(f"llama.cpp cannot make a context: {last_errors()}")
+            raise ContextError(
+                f"llama.cpp cannot make a context of {params.n_ctx} tokens: {last_errors()}"
+            )
         vocab = llama_cpp.llama_model_get_vocab(model)
         self._vocab_size = llama_cpp.llama_vocab_n_tokens(vocab)
         self._batch = llama_cpp.llama_batch_init(params.n_batch, 0, 1)

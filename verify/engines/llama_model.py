@@ -19,9 +19,11 @@ from typing import Any
 
 import llama_cpp
 
-from convert.errors import CheckpointError
+from convert.errors import CheckpointError, UnsupportedError
 
+CPU = "cpu"
 _LOG_LEVEL_ERROR = 3
+_EVERY_LAYER = 1 << 20
 
 _errors: deque[str] = deque(maxlen=4)
 
@@ -59,13 +61,29 @@ class LlamaVocabulary:
             self._model = None
 
 
-def load_model(path: Path, *, vocab_only: bool) -> Any:
-    """The library's handle for a GGUF; CheckpointError with its reasons if it refuses the file."""
+def check_offload(device: str) -> None:
+    """UnsupportedError if this build of llama.cpp cannot compute elsewhere than on the CPU."""
+    if device != CPU and not llama_cpp.llama_supports_gpu_offload():
+        raise UnsupportedError(
+            f"device {device!r}: llama-cpp-python {llama_cpp.__version__} was built without a GPU;"
+            " build it with one (CMAKE_ARGS=-DGGML_CUDA=on), or leave --device out"
+        )
+
+
+def load_model(path: Path, *, vocab_only: bool, device: str = CPU) -> Any:
+    """The library's handle for a GGUF; CheckpointError with its reasons if it refuses the file.
+
+    On another device than the CPU every layer is put there, on `cuda:1` all on that one.
+    """
+    check_offload(device)
     llama_cpp.llama_log_set(_keep_errors, ctypes.c_void_p(0))
     llama_cpp.llama_backend_init()
     _errors.clear()
     params = llama_cpp.llama_model_default_params()
-    params.n_gpu_layers = 0
+    params.n_gpu_layers = 0 if device == CPU else _EVERY_LAYER
+    _, _, number = device.partition(":")
+    if number.isdecimal():
+        params.split_mode, params.main_gpu = llama_cpp.LLAMA_SPLIT_MODE_NONE, int(number)
     params.vocab_only = vocab_only
     params.check_tensors = not vocab_only
     params.use_extra_bufts = False

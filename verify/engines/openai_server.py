@@ -6,7 +6,8 @@ application sees, template, weights, sampler and parser together.
 
 Ids go in through `/completions`, which takes a list of numbers for a prompt. How they come back is
 each server's own extension (`openai_wire.py`). One that has none cannot be compared token for token
-and is refused; re-encoding its text would make a tokenizer's difference look like a weight's.
+and is refused (`chat` still works); re-encoding its text would make a tokenizer's difference look
+like a weight's.
 
 The fact to know: "temperature 0" is not enough to be greedy. vLLM fills in what a request leaves
 out from the model's generation_config.json, so a repetition penalty written there changes the
@@ -25,7 +26,15 @@ from typing import TypeVar
 
 from convert.conversation import Conversation, ToolCall
 from convert.errors import ServerError, UnsupportedError
-from verify.engines import BY_STEPS, LOG_PROBABILITIES, EngineInfo, Ids, OnProgress, ServedReply
+from verify.engines import (
+    BY_STEPS,
+    LOG_PROBABILITIES,
+    SERVED_DEVICE,
+    EngineInfo,
+    Ids,
+    OnProgress,
+    ServedReply,
+)
 from verify.engines.generated_logprobs import SOFTWARE as LLAMA_SERVER
 from verify.engines.generated_logprobs import score_by_steps
 from verify.engines.log_probabilities import Passage, Scored
@@ -34,6 +43,7 @@ from verify.engines.openai_wire import count_of, named_ids, read_call, wire_mess
 from verify.engines.prompt_logprobs import SERVED_TOP, read_prompt_logprobs
 
 TIMEOUT_S = 600.0
+BATCH = 8
 SCORING = {
     "vllm": frozenset({LOG_PROBABILITIES}),
     LLAMA_SERVER: frozenset({LOG_PROBABILITIES, BY_STEPS}),
@@ -63,7 +73,7 @@ class OpenAIEngine:
     """One served model; up to `batch` requests at once, each given `timeout_s`."""
 
     def __init__(
-        self, served: ServedModel, *, batch: int = 8, timeout_s: float = TIMEOUT_S
+        self, served: ServedModel, *, batch: int | None = None, timeout_s: float = TIMEOUT_S
     ) -> None:
         self._served = served
         self._client = Client(served.url, timeout_s=timeout_s)
@@ -73,8 +83,8 @@ class OpenAIEngine:
             dtype="as served",
             activations="as served",
             kv_type="as served",
-            batch=batch,
-            device="server",
+            batch=batch or BATCH,
+            device=SERVED_DEVICE,
             threads=0,
             capabilities=SCORING.get(served.software, frozenset()),
         )
@@ -161,6 +171,8 @@ class OpenAIEngine:
             if conversation.tools:
                 body["tools"] = [wire_tool(tool) for tool in conversation.tools]
                 body["tool_choice"] = "auto"
+            if conversation.template_kwargs:
+                body["chat_template_kwargs"] = dict(conversation.template_kwargs)
             return self._reply(self._client.post(f"{self._served.url}/chat/completions", body))
 
         return self._in_parallel(converse, conversations, on_progress, self.info.batch)
@@ -203,7 +215,8 @@ class OpenAIEngine:
 
     def _reply(self, answer: JsonObject) -> ServedReply:
         """A chat completion's text and calls."""
-        message = self._choice(answer).get("message")
+        choice = self._choice(answer)
+        message = choice.get("message")
         if not isinstance(message, dict):
             raise ServerError(f"{self._served.url}: a chat completion without a message")
         calls: list[ToolCall] = []
@@ -215,8 +228,15 @@ class OpenAIEngine:
             except (ValueError, KeyError, TypeError, RecursionError) as error:
                 malformed.append(f"a tool call that cannot be read: {error}: {call!r:.200}")
         text = message.get("content") or ""
-        prompt_tokens = count_of(answer, "prompt_tokens")
-        return ServedReply(tuple(calls), tuple(malformed), str(text), prompt_tokens)
+        reasoning = message.get("reasoning_content") or message.get("reasoning") or ""
+        return ServedReply(
+            tuple(calls),
+            tuple(malformed),
+            str(text),
+            count_of(answer, "prompt_tokens"),
+            str(reasoning),
+            choice.get("finish_reason") != "length",
+        )
 
     def _choice(self, answer: JsonObject) -> JsonObject:
         choices = answer.get("choices")

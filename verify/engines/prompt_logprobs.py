@@ -46,7 +46,12 @@ def scored_from_rows(rows: Sequence[Row], passage: Passage) -> Scored:
     picked = passage.candidates
     if picked is None:
         width = min(len(row) for row in rows)
-        picked = np.array([sorted(row, key=lambda i: -row[i][0])[:width] for row in rows])
+        picked = np.array(
+            [
+                _likeliest(row, width, target)
+                for row, target in zip(rows, passage.ids[passage.start :], strict=True)
+            ]
+        )
     log_probs = np.array(
         [
             [row[i][0] if i in row else np.nan for i in ids]
@@ -79,6 +84,14 @@ def _check_distribution(row: Row) -> None:
 
 def _two_best(row: Row) -> list[int]:
     return sorted(row, key=lambda i: row[i][1])[:2]
+
+
+def _likeliest(row: Row, width: int, target: int) -> list[int]:
+    """The likeliest ids, in order, the one that follows among them if it is named."""
+    ids = sorted(row, key=lambda i: -row[i][0])
+    if target in row and target not in ids[:width]:
+        ids[width - 1] = target
+    return ids[:width]
 
 
 def _log_tail(log_probs: Floats) -> Floats:

@@ -3,7 +3,9 @@
 In: a model folder (16- or 32-bit safetensors, or compressed-tensors FP8). Out: an `Engine`.
 
 Whatever the weights are stored in, float32 is what is computed in: it holds 16-bit values exactly,
-so the reference has the weights' own precision and adds none of its own error. An FP8 folder is
+so the reference has the weights' own precision and adds none of its own error. Another `dtype` is
+for models whose float32 has no room: it is what the reference is then, and 16-bit folders are; the
+KV cache has it too. Quantized folders are computed in float32 all the same. An FP8 folder is
 decompressed to what its codes stand for. With 8 bits for activations, compressed-tensors rounds
 what enters each quantized layer to e4m3, by one scale a token or by the stored `input_scale`, as
 vLLM does on hardware that has FP8 (W8A8), and to FP4 for NVFP4 (`activations.py`); with 16 nothing
@@ -32,31 +34,51 @@ from typing import Any
 import torch
 import transformers
 
-from convert.errors import CheckpointError
+from convert.errors import CheckpointError, UnsupportedError
 from convert.model_spec import read_json_object
-from verify.engines import LOG_PROBABILITIES, EngineInfo, Ids, OnProgress, StatedScale, by_length
+from verify.engines import (
+    LOG_PROBABILITIES,
+    NARROWS,
+    EngineInfo,
+    Ids,
+    OnProgress,
+    StatedScale,
+    by_length,
+)
 from verify.engines.activations import measure_activations, quantized_layers
 from verify.engines.fp4_weights import decompress_fp4
 from verify.engines.log_probabilities import ROWS_AT_ONCE, Passage, Reduction, Scored
 from verify.engines.static_scales import ScaleWatch, round_cache
+from verify.engines.torch_device import check_torch_device, memory_for
 
+DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
 PLAIN = "float32"
+BATCH = 16
 CACHE_BY_STORED, CACHE_BY_ONE = "float8_e4m3, stored scales", "float8_e4m3, scale 1.0"
 
 
 class TransformersEngine:
-    """A folder's model in float32 on `device`."""
+    """A folder's model in `dtype` on `device`."""
 
     def __init__(
         self,
         folder: Path,
         *,
         device: str = "cpu",
-        batch: int = 16,
+        dtype: str = PLAIN,
+        batch: int | None = None,
+        threads: int | None = None,
         activation_bits: int = 8,
         fp8_cache: bool = False,
     ) -> None:
-        self._model, self._folder = _load(folder, device), folder
+        if dtype not in DTYPES:
+            raise UnsupportedError(f"dtype {dtype!r}; known are {', '.join(DTYPES)}")
+        check_torch_device(device)
+        self._threads_before = torch.get_num_threads()
+        if threads:
+            torch.set_num_threads(threads)
+        dtype = PLAIN if _is_quantized(folder) else dtype
+        self._model, self._folder = _load(folder, device, DTYPES[dtype]), folder
         self._watch = ScaleWatch(self._model)
         quantized = quantized_layers(self._model)
         rounded = activation_bits == 8
@@ -65,13 +87,13 @@ class TransformersEngine:
         self.info = EngineInfo(
             name="transformers",
             version=transformers.__version__,
-            dtype="float32",
-            activations=measure_activations(folder, quantized, rounded) if quantized else PLAIN,
-            kv_type=_round_cache(self._model, fp8_cache),
-            batch=batch,
+            dtype=dtype,
+            activations=measure_activations(folder, quantized, rounded) if quantized else dtype,
+            kv_type=_round_cache(self._model, fp8_cache, dtype),
+            batch=batch or BATCH,
             device=device,
             threads=torch.get_num_threads(),
-            capabilities=frozenset({LOG_PROBABILITIES}),
+            capabilities=frozenset({LOG_PROBABILITIES, *([NARROWS] if dtype == PLAIN else [])}),
         )
 
     def generate(
@@ -86,7 +108,8 @@ class TransformersEngine:
         replies: list[list[int]] = [[] for _ in prompts]
         done = 0
         for batch in by_length(prompts, self.info.batch):
-            found = self._generate_batch([prompts[i] for i in batch], max_new_tokens, stop_ids)
+            with memory_for(len(prompts[batch[0]]) + max_new_tokens, len(batch)):
+                found = self._generate_batch([prompts[i] for i in batch], max_new_tokens, stop_ids)
             for index, reply in zip(batch, found, strict=True):
                 replies[index] = reply
             done += len(batch)
@@ -140,7 +163,8 @@ class TransformersEngine:
         found: dict[int, Scored] = {}
         for batch in by_length([passage.ids for passage in passages], self.info.batch):
             reductions = [Reduction(passages[i], top=top, always=always) for i in batch]
-            self._score_batch([passages[i] for i in batch], reductions)
+            with memory_for(len(passages[batch[0]].ids), len(batch)):
+                self._score_batch([passages[i] for i in batch], reductions)
             for index, reduction in zip(batch, reductions, strict=True):
                 found[index] = reduction.finish()
             if on_progress is not None:
@@ -178,9 +202,14 @@ class TransformersEngine:
         """Drop the model."""
         del self._model
         gc.collect()
+        torch.set_num_threads(self._threads_before)
 
 
-def _load(folder: Path, device: str) -> Any:
+def _is_quantized(folder: Path) -> bool:
+    return read_json_object(folder / "config.json").get("quantization_config") is not None
+
+
+def _load(folder: Path, device: str, dtype: torch.dtype) -> Any:
     log: Any = transformers.utils.logging
     auto: Any = transformers.AutoModelForCausalLM
     log.set_verbosity_error()
@@ -189,7 +218,7 @@ def _load(folder: Path, device: str) -> Any:
         with contextlib.redirect_stderr(io.StringIO()):  # compressed-tensors' progress bars
             model, report = auto.from_pretrained(
                 str(folder),
-                dtype=torch.float32,
+                dtype=dtype,
                 attn_implementation="sdpa",
                 local_files_only=True,
                 trust_remote_code=False,
@@ -214,12 +243,12 @@ def _stored_dtype(folder: Path) -> torch.dtype:
     return torch.float16 if stated == "float16" else torch.bfloat16
 
 
-def _round_cache(model: Any, wanted: bool) -> str:
+def _round_cache(model: Any, wanted: bool, dtype: str) -> str:
     """How keys and values are kept: a folder with a kv_cache_scheme rounds them unasked."""
     if any(hasattr(module, "k_scale") for module in model.modules()):
         return CACHE_BY_STORED
     if not wanted:
-        return PLAIN
+        return dtype
     round_cache(model)
     return CACHE_BY_ONE
 

@@ -21,9 +21,8 @@ from typing import Any
 from convert.model import Model, open_model
 from quantize.calibration import read_calibration
 from quantize.importance import read_importance
+from verify.answer_cache import default_folder
 from verify.check import EXIT_CODES, total_state
-from verify.one_artifact import OpenEngine
-from verify.reference_cache import default_folder
 from verify.release.assemble import Contents, assemble
 from verify.release.beforehand import choose, find_key, licence_of
 from verify.release.card import CardFacts, prompt_format
@@ -36,6 +35,7 @@ from verify.release.provenance import describe_source, source_files, tools
 from verify.release.reads import AllMade, Making, Pace, make_all
 from verify.release.recipe import ReadRecipe, read_recipe
 from verify.release.steps import Work
+from verify.run_artifact import OpenEngine
 
 
 @dataclass(frozen=True, slots=True)

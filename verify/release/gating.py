@@ -24,16 +24,15 @@ from quantize.importance import read_importance
 from verify.check import Finding, State
 from verify.engines.opening import open_engine as engine_of_artifact
 from verify.gate import read_gate
-from verify.one_artifact import OpenEngine
 from verify.release.make import Made
 from verify.release.provenance import tools
 from verify.release.recipe import ReadRecipe
 from verify.release.steps import Work, fingerprint
 from verify.report.contents import ArtifactReport, Report
+from verify.run_artifact import OpenEngine
 from verify.suite import read_suite
 from verify.verify import verify
 
-_CACHE_TYPES = {"f16": "float16"}
 _NO_MATTER = ("kernels", "model-signing")
 """Tools that change no answer: the bytes that kernels made are in the question themselves."""
 
@@ -98,8 +97,7 @@ class Verifying:
     @property
     def open_engine(self) -> OpenEngine:
         """What opens an artifact's engine, with the recipe's KV cache unless a test says how."""
-        stated = self.read.recipe.gates.kv_type
-        kv_type = _CACHE_TYPES.get(stated, stated)
+        kv_type = self.read.recipe.gates.kv_type
         return self.engines or partial(engine_of_artifact, kv_type=kv_type)
 
     def question(self, made: Made, **asked: Any) -> str:
@@ -138,8 +136,9 @@ def gate_artifact(shared: Verifying, made: Made) -> Gated:
         imatrix=imatrix,
         max_new_tokens=gates.max_new_tokens,
         cache=shared.cache,
+        kv_type=gates.kv_type,
         on_progress=shared.on_progress,
-        open_engine=shared.open_engine,
+        open_engine=shared.engines,
     )
     return shared.keep(made, question, report)
 

@@ -96,10 +96,11 @@ class Fit:
 class ArtifactReport:
     """One artifact; engine and scores are None if it was not run.
 
-    `not_checked` names checks that cannot be made of it, as its files are out of reach; the size is
-    then 0. `not_measured` names those for which the suite has no prompt. `confusion` counts call
-    outcomes, {reference's: {artifact's: count}}; `strata` counts them apart for replies with and
-    without reasoning, where any reply has it. `fit` is None where nothing can be said of memory.
+    `not_checked` names checks that cannot be made of it, as its files are out of reach (the size is
+    then 0), the reference's weights are, or a server names no tokens. `not_measured` names those
+    for which the suite has no prompt. `confusion` counts call outcomes, {reference's: {artifact's:
+    count}}; `strata` counts them apart by kinds of reply and of prompt, where there are several.
+    `fit` is None where nothing can be said of memory.
     """
 
     name: str
@@ -118,6 +119,19 @@ class ArtifactReport:
     differences: tuple[Difference, ...] = ()
     fit: Fit | None = None
     strata: tuple[Stratum, ...] = ()
+
+    @property
+    def unchecked(self) -> tuple[str, ...]:
+        """What `not_checked` comes to, in sentences."""
+        files = [name for name in self.not_checked if name in OF_FILES]
+        others = [name for name in self.not_checked if name not in OF_FILES]
+        first = "not checked without the reference's weights:"
+        if self.kind == "server":
+            first = "of its files nothing is known: no"
+        return (
+            *([f"{first} {', '.join(files)}"] if files else []),
+            *([f"not checked: {', '.join(others)}"] if others else []),
+        )
 
 
 @dataclass(frozen=True, slots=True)

@@ -39,7 +39,7 @@ if TYPE_CHECKING:
 WORDS = {State.PASS: "pass", State.FAIL: "fail", State.NOT_ENOUGH_EVIDENCE: "not enough evidence"}
 DIFFERENCES_SHOWN = 100
 PLOT_WIDTH, PLOT_EDGE = 220.0, 6.0
-COUNTED = ("agreement", "portability")
+COUNTED = ("agreement", "portability", "served_calls")
 """Checks whose points are counts, shown as a table."""
 _TEMPLATE = "report.html.j2"
 _DROP = ("drop", "drop_low", "drop_high", "margin")

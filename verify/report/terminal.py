@@ -50,8 +50,7 @@ def print_report(report: Report, console: Console) -> None:
         console.print(Text(printable(report.gate.note)), style="dim")
     for artifact in report.artifacts:
         _print_counts(artifact, console)
-        if artifact.not_checked:
-            _print_served(artifact, console)
+        _print_unchecked(artifact, console)
         for outcome in artifact.outcomes:
             told = outcome.check in _TOLD and outcome.findings
             if outcome.verdict.state is not State.PASS or told:
@@ -84,15 +83,25 @@ def _print_counts(artifact: ArtifactReport, console: Console) -> None:
         console.print(Text(printable(line), style="dim"))
 
 
-def _print_served(artifact: ArtifactReport, console: Console) -> None:
+def _print_unchecked(artifact: ArtifactReport, console: Console) -> None:
     """What was not looked at, and what stands for it."""
-    by = f" by {artifact.engine.name} {artifact.engine.version}" if artifact.engine else ""
-    unseen = ", ".join(artifact.not_checked)
-    text = f"{artifact.name}: served{by}; of its files nothing is known: no {unseen}"
-    console.print(Text(printable(text)))
+    by = ""
+    if artifact.kind == "server":
+        engine = artifact.engine
+        by = f"served by {engine.name} {engine.version}; " if engine else "served; "
+    for sentence in artifact.unchecked:
+        console.print(Text(printable(f"{artifact.name}: {by}{sentence}")))
     for outcome in artifact.outcomes:
         if outcome.check == "served_calls" and outcome.verdict.state is State.PASS:
             console.print(Text(printable(f"{artifact.name}: {outcome.verdict.reason}")))
+            counts = [
+                f"{point.subject} {values['as generated']} and {values['as served']}"
+                f" of {values['prompts']}"
+                for point in outcome.points
+                for values in (point.values,)
+            ]
+            line = f"{artifact.name}: right as generated, and as served: {', '.join(counts)}"
+            console.print(Text(printable(line)), style="dim")
 
 
 def _detectable(report: Report) -> str:

@@ -1,4 +1,4 @@
-"""The reference is computed once: kept by content, made anew when what it depends on changes."""
+"""Answers are computed once: kept by content, made anew when what they depend on changes."""
 
 from __future__ import annotations
 
@@ -21,13 +21,13 @@ from convert.errors import UnsupportedError
 from convert.rendering import Tokenizer
 from tests.miniature import change_json
 from tests.verify.test_verify import write_suite
-from verify.artifact import Artifact, Kind
+from verify.answer_cache import AnswerCache, default_folder
+from verify.artifact import Artifact, Kind, open_artifact
 from verify.engines import LOG_PROBABILITIES, Engine
 from verify.engines.log_probabilities import Passage, Reduction, Scored
 from verify.engines.opening import open_engine
 from verify.engines.scripted import INFO, ScriptedEngine
 from verify.evidence import Reference, make_prompts
-from verify.reference_cache import ReferenceCache, default_folder
 from verify.reference_run import run_reference
 from verify.verify import verify
 
@@ -67,7 +67,7 @@ Run = Callable[..., Reference]
 def run(tmp_path: Path) -> Run:
     """Run the reference in a folder; `Counting` counts what was done for it."""
 
-    def run_one(folder: Path, text: str = "hello") -> Reference:
+    def run_one(folder: Path, text: str = "hello", **options: object) -> Reference:
         Counting.opened = Counting.scored = 0
         with Checkpoint.open(folder) as checkpoint:
             tokenizer = Tokenizer.open(folder)
@@ -75,7 +75,7 @@ def run(tmp_path: Path) -> Run:
             conversations = (Conversation("a", messages), Conversation("b", messages))
             prompts = make_prompts(checkpoint, tokenizer, conversations, 8)
             base = Reference(checkpoint, tokenizer, conversations, prompts)
-            cache = ReferenceCache(tmp_path / "cache", checkpoint)
+            cache = AnswerCache.of_reference(tmp_path / "cache", checkpoint, options)
             return run_reference(Counting, base, max_new_tokens=8, cache=cache)
 
     return run_one
@@ -150,23 +150,57 @@ def test_another_prompt_is_another_question(run: Run, folder: Path) -> None:
     assert Counting.opened == 0
 
 
+def test_another_option_is_another_run_of_it(run: Run, folder: Path) -> None:
+    """In another dtype, batch or number of threads the last bits differ."""
+    run(folder, dtype="float32", batch=None)
+    run(folder, dtype="bfloat16", batch=None)
+    assert Counting.opened == 1
+    run(folder, dtype="float32", batch=3)
+    assert Counting.opened == 1
+    run(folder, dtype="float32", batch=None)
+    assert Counting.opened == 0
+
+
+def test_an_artifact_is_kept_by_its_bytes_and_by_what_its_engine_says(
+    artifacts: dict[str, Path], tmp_path: Path
+) -> None:
+    made = [shutil.copytree(artifacts["FP8_DYNAMIC"], tmp_path / name) for name in "ab"]
+    gguf = [Path(shutil.copy(artifacts["Q8_0"], tmp_path / f"{name}.gguf")) for name in "ab"]
+
+    def where(path: Path, **changes: object) -> Path:
+        info = replace(INFO, **changes)  # type: ignore[arg-type]
+        return AnswerCache.of_artifact(tmp_path, open_artifact(path), info).path("answers", {})
+
+    assert where(made[0]) == where(made[1]), "places are no content"
+    assert where(gguf[0]) == where(gguf[1]) != where(made[0])
+    for change in ({"kv_type": "q8_0"}, {"batch": 2}, {"threads": 3}, {"device": "cuda"}):
+        assert where(gguf[0], **change) != where(gguf[0])
+    content = bytearray(gguf[1].read_bytes())
+    content[-1] ^= 1
+    gguf[1].write_bytes(content)
+    assert where(gguf[0]) != where(gguf[1])
+    change_json(made[1] / "config.json", rms_norm_eps=1e-6)
+    assert where(made[0]) != where(made[1])
+
+
 @pytest.mark.parametrize("damage", ["cut", "flipped", "emptied"])
 def test_a_damaged_entry_is_ignored_with_a_word(
     run: Run, folder: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture, damage: str
 ) -> None:
     first = run(folder)
     entries = sorted((tmp_path / "cache").iterdir())
-    assert [e.name.split("-")[0] for e in entries] == ["answers", "scores"]
+    kinds = [e.name.split("-")[0] for e in entries]
+    assert kinds == ["answers", "engine", *["scores"] * (len(kinds) - 2)]
     for entry in entries:
         content = bytearray(entry.read_bytes())
-        content[len(content) // 2] ^= 1
+        content[100] ^= 1  # inside the first array, which the zip's CRC covers
         cut = {"cut": content[: len(content) // 2], "flipped": content, "emptied": b""}
         entry.write_bytes(cut[damage])
     with caplog.at_level(logging.WARNING):
         again = run(folder)
     assert Counting.opened == 1
     assert same(first, again)
-    assert caplog.text.count("computed anew") == 2
+    assert caplog.text.count("computed anew") == len(entries) - 1, "what the engine is, it says"
     run(folder)
     assert Counting.opened == 0, "it was written anew"
 
@@ -177,7 +211,8 @@ def test_an_interrupted_run_goes_on_from_the_answers(
     monkeypatch.setattr(Counting, "fails", True)
     with pytest.raises(KeyboardInterrupt):
         run(folder)
-    assert [e.name.split("-")[0] for e in (tmp_path / "cache").iterdir()] == ["answers"]
+    kept = sorted(e.name.split("-")[0] for e in (tmp_path / "cache").iterdir())
+    assert kept == ["answers", "engine"]
     monkeypatch.setattr(Counting, "fails", False)
     monkeypatch.setattr(Counting, "generate", lambda *_, **__: pytest.fail("answered again"))
     assert run(folder).answers[0].ids[-1] == 260
@@ -189,7 +224,7 @@ def test_a_folder_that_cannot_be_written_stops_nothing(
 ) -> None:
     (tmp_path / "cache").write_text("a file")
     assert run(folder).forced is not None
-    assert "cannot be written" in caplog.text
+    assert caplog.text.count("cannot be written") == 1
 
 
 def test_the_verb_loads_the_reference_once_for_all_runs(
@@ -213,7 +248,9 @@ def test_the_verb_loads_the_reference_once_for_all_runs(
         )
         content = json.loads(json.dumps(report.to_dict(), allow_nan=False))
         seen.append([a["outcomes"] for a in content["artifacts"]])
-    assert opened == [Kind.CHECKPOINT, Kind.GGUF, Kind.GGUF, Kind.GGUF, Kind.GGUF]
+    assert opened == [Kind.CHECKPOINT, Kind.GGUF, Kind.GGUF, Kind.GGUF, Kind.GGUF], (
+        "the answers of a caller's own engines are not kept"
+    )
     assert seen[0] == seen[1]
     assert {o["check"] for o in seen[0][0]} >= {"chat_kl", "reply_kl", "trigger", "long_context"}
 
