@@ -32,7 +32,10 @@ def rewrite_gguf(
     for key, value in values.items():
         if key.startswith("GGUF.") or key == "general.architecture":
             continue
-        types = kinds.get(key, [gguf.GGUFValueType.get_type(value)])
+        kind = gguf.GGUFValueType.get_type(value)
+        types = kinds.get(key, [kind])
+        if (kind == gguf.GGUFValueType.ARRAY) != (types[0] == gguf.GGUFValueType.ARRAY):
+            types = [kind]  # a number became one for each layer
         writer.add_key_value(key, value, types[0], types[-1] if len(types) > 1 else None)
     for name, (data, kind) in stored.items():
         writer.add_tensor(name, data, raw_dtype=kind)
