@@ -46,7 +46,8 @@ from verify.summary import fit_report, scores
 from verify.teacher_forcing import score_artifact
 from verify.templates import check_templates
 from verify.tokens import check_tokens
-from verify.weights import check_weights, is_fp8
+from verify.weights import NAME as WEIGHTS
+from verify.weights import check_weights, not_compared
 
 CHECKS_BEFORE: tuple[Check[Evidence], ...] = (check_structure, check_tokens, check_templates)
 CHECKS_OF_FILES = ("structure", "tokens", "templates")
@@ -95,7 +96,7 @@ def verify_one(
         engine=answered.info if answered else None,
         scores=answered.scores if answered else None,
         seconds=time.monotonic() - begin,
-        not_checked=CHECKS_OF_FILES if artifact.served else (),
+        not_checked=((*CHECKS_OF_FILES, WEIGHTS) if artifact.served else not_compared(outcomes)),
         not_measured=_not_measured(outcomes) if answered else (),
         confusion=answered.confusion if answered else {},
         differences=answered.differences if answered else (),
@@ -110,10 +111,10 @@ def _check_files(evidence: Evidence, importance: ImportanceFile | None) -> list[
         return []
     outcomes = [check(evidence) for check in CHECKS_BEFORE]
     if outcomes[0].verdict.state is not State.FAIL:
-        if is_fp8(evidence.artifact):
-            outcomes.append(check_weights(evidence))
         if evidence.artifact.kind is Kind.GGUF:
             outcomes.append(check_gguf_weights(evidence, importance))
+        else:
+            outcomes.append(check_weights(evidence))
     return outcomes
 
 

@@ -96,8 +96,9 @@ class Fit:
 class ArtifactReport:
     """One artifact; engine and scores are None if it was not run.
 
-    `not_checked` names checks that cannot be made of it, as its files are out of reach; the size is
-    then 0. `not_measured` names those for which the suite has no prompt. `confusion` counts call
+    `not_checked` names checks that cannot be made of it: all of its files where those are out of
+    reach (the size is then 0), else weights that could not be compared with the source's, and how
+    many. `not_measured` names those for which the suite has no prompt. `confusion` counts call
     outcomes, {reference's: {artifact's: count}}; `strata` counts them apart for replies with and
     without reasoning, where any reply has it. `fit` is None where nothing can be said of memory.
     """

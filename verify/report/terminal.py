@@ -12,6 +12,7 @@ from rich.table import Table
 from rich.text import Text
 
 from convert.terminal import printable
+from verify.artifact import Kind
 from verify.check import Outcome, State, total_state
 from verify.report.contents import OF_FILES, ArtifactReport, Report
 
@@ -46,7 +47,7 @@ def print_report(report: Report, console: Console) -> None:
     for artifact in report.artifacts:
         _print_counts(artifact, console)
         if artifact.not_checked:
-            _print_served(artifact, console)
+            _print_not_checked(artifact, console)
         for outcome in artifact.outcomes:
             if outcome.verdict.state is not State.PASS:
                 _print_outcome(artifact.name, outcome, console)
@@ -78,8 +79,12 @@ def _print_counts(artifact: ArtifactReport, console: Console) -> None:
         console.print(Text(printable(line), style="dim"))
 
 
-def _print_served(artifact: ArtifactReport, console: Console) -> None:
-    """What was not looked at, and what stands for it."""
+def _print_not_checked(artifact: ArtifactReport, console: Console) -> None:
+    """What was not looked at, and of a server, what stands for it."""
+    if artifact.kind != Kind.SERVER:
+        text = f"{artifact.name}: not checked: {', '.join(artifact.not_checked)}"
+        console.print(Text(printable(text)))
+        return
     by = f" by {artifact.engine.name} {artifact.engine.version}" if artifact.engine else ""
     unseen = ", ".join(artifact.not_checked)
     text = f"{artifact.name}: served{by}; of its files nothing is known: no {unseen}"
