@@ -205,7 +205,7 @@ def name_imatrix(path: Path, out: Path, **stated: Any) -> Path:
     return rewrite_gguf(path, out, fields=lambda values: values.update(fields))
 
 
-NAMED = {"file": "/home/someone/secret/i.gguf", "entries_count": 14, "chunks_count": 1}
+NAMED = {"file": "/models/secret/i.gguf", "entries_count": 14, "chunks_count": 1}
 
 
 @pytest.fixture(scope="module")
