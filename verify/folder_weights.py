@@ -6,7 +6,8 @@ error that says why there is none. What is compared depends on how the folder st
     as the source       every bit
     E4M3 under floats   every element against its bound (`rounding.py`), whatever rounded it; where
                         one is beyond it, the errors below, unless the scales are those of rounding
-                        to nearest: then nothing but damage takes an element out of bounds
+                        to nearest: then nothing but GPTQ, which config.json states, or damage
+                        takes an element out of bounds
     anything else       encoded again: equal bytes, or errors within the limits of
                         `encoded_again.py`; those for GPTQ where every scale is to the byte the one
                         of rounding to nearest, which tells that this very tensor was rounded
@@ -124,6 +125,8 @@ class Folder:
         except UnsupportedError:  # blocks of another size: nothing but the bounds is known of them
             return Compared(name, True, count, elements)
         own_scales = self._has_own_scales(info, matrix)
+        if own_scales and matrix.group.actorder is not None:
+            return Compared(name, True, count, elements, replace(again, made_up_for=True))
         return Compared(name, True, count, elements, again, own_scales)
 
     def _compare_errors(self, info: TensorInfo, matrix: StoredMatrix) -> Compared:
@@ -173,11 +176,13 @@ class Folder:
         block = read_rows(self.source, info, factors, start, stop)
         ours, theirs = rounding(block), matrix.stored(start, stop)
         same = bool(ours.parts) and matrix.zero_points is None and matrix.order is None
+        same = same and all(map(np.array_equal, ours.parts, theirs))
+        their_values = matrix.values(start, stop)
         return compare_block(
             block.float32().astype(np.float64),
-            ours.values,
-            matrix.values(start, stop),
-            same=same and all(map(np.array_equal, ours.parts, theirs)),
+            their_values if same else ours.values(),
+            their_values,
+            same=same,
             row=start,
             by_column=factors.columns is not None,
         )

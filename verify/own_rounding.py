@@ -40,10 +40,11 @@ _E8M0_BIAS, _MXFP4_OFFSET, _MXFP8_OFFSET = 127, 2, 8
 class Rounded:
     """A block rounded: (rows, columns) values; the bytes of codes, scales and what is shared.
 
-    `parts` is empty for a form that this project does not write.
+    Values are decoded when they are asked for. `parts` is empty for a form that this project does
+    not write.
     """
 
-    values: Float64
+    values: Callable[[], Float64]
     parts: tuple[Bytes, ...] = ()
 
 
@@ -113,8 +114,11 @@ def _by_scheme(scheme: Scheme, absmax: np.float32 | None, block: Block) -> Round
     first = Block(block.name, block.dtype, 0, block.raw)
     encoded = scheme.encode(first, absmax, None)
     parts = tuple(np.ascontiguousarray(p).reshape(-1).view(np.uint8) for p in encoded.parts)
-    values = scheme.decode(parts, block.raw.shape)
-    return Rounded(np.asarray(values, dtype=np.float64), parts)
+
+    def values() -> Float64:
+        return np.asarray(scheme.decode(parts, block.raw.shape), dtype=np.float64)
+
+    return Rounded(values, parts)
 
 
 def _with_zero_points(bits: int, size: int, block: Block) -> Rounded:
@@ -126,15 +130,16 @@ def _with_zero_points(bits: int, size: int, block: Block) -> Rounded:
     scales = to_float32(scales_of(high - low, top, block.dtype), block.dtype)
     zero = np.rint(np.clip(-low / scales, 0, top))
     codes = np.clip(np.rint(groups / scales) + zero, 0, top)
-    return Rounded(((codes - zero).astype(np.float64) * scales).reshape(w.shape))
+    return Rounded(lambda: ((codes - zero).astype(np.float64) * scales).reshape(w.shape))
 
 
 def _mxfp8(block: Block) -> Rounded:
     grouped = Block(block.name, block.dtype, 0, block.raw.reshape(-1, MXFP4_GROUP))
     scales = _mxfp8_scales(measure_absmax(grouped), block.dtype)
     codes = encode_e4m3(grouped.float32() / scales)
-    values = decode_e4m3(codes).astype(np.float64) * scales
-    return Rounded(values.reshape(block.raw.shape))
+    return Rounded(
+        lambda: (decode_e4m3(codes).astype(np.float64) * scales).reshape(block.raw.shape)
+    )
 
 
 def _mxfp8_scales(absmax: Float32, dtype: str) -> Float32:

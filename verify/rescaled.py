@@ -164,7 +164,7 @@ def _row_factors(folder: Folder, info: TensorInfo, columns: Float64 | None) -> F
     def look(start: int, stop: int) -> Float64:
         x = read_rows(folder.source, info, fed, start, stop).float32().astype(np.float64)
         y = matrix.values(start, stop)
-        with np.errstate(divide="ignore", invalid="ignore"):
+        with np.errstate(divide="ignore", invalid="ignore", over="ignore"):
             fitted: Float64 = (x * y).sum(axis=1) / np.square(x).sum(axis=1)
         return fitted
 

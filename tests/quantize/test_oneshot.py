@@ -187,6 +187,7 @@ def test_its_weights_are_the_sources_as_far_as_the_method_leaves_them(
         outcome = check_weights(Evidence(reference, artifact, read_gate(None).of(target)))
     assert outcome.verdict.state is State.PASS, outcome.findings
     assert outcome.verdict.numbers["not_compared"] == 0
+    assert bool(outcome.verdict.numbers["rescaled"]) is (target == "W4A16_AWQ")
 
 
 @pytest.mark.parametrize("target", ONESHOT)

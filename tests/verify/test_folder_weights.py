@@ -140,6 +140,25 @@ def test_clipped_fp8_of_others_goes_by_its_error(reference: Reference, tmp_path:
     assert "times that of encoding it again (limit 1.25)" in messages[f"{DOWN}.weight"]
 
 
+@pytest.mark.parametrize("actorder", [None, "static"])
+def test_fp8_out_of_bounds_under_the_scales_of_rounding_is_damage_or_gptq(
+    reference: Reference, artifacts: dict[str, Path], tmp_path: Path, actorder: str | None
+) -> None:
+    folder = Path(shutil.copytree(artifacts["FP8_DYNAMIC"], tmp_path / "moved"))
+    moved = np.random.default_rng(0).random((256, 256)) < 0.1
+
+    def edit(tensors: Tensors) -> None:
+        codes = tensors[f"{Q}.weight"].view(torch.uint8).numpy()
+        small = moved & (codes & 0x7F < 0x7D)
+        tensors[f"{Q}.weight"] = torch.from_numpy(codes + small.astype(np.uint8)).view(E4M3)
+
+    change_tensors(folder, edit)
+    change_quantization(folder, lambda q: group(q)["weights"].update(actorder=actorder))
+    outcome = check_weights(evidence(reference, folder))
+    assert outcome.verdict.state is (State.PASS if actorder else State.FAIL), outcome.findings
+    assert [finding.subject for finding in outcome.findings] == [f"{Q}.weight"]
+
+
 def step_up(share: float) -> Callable[[Tensors], None]:
     """Codes of a matrix moved by one where a coin says so, as GPTQ moves them."""
     random = np.random.default_rng(0)
