@@ -63,8 +63,11 @@ def check_gguf_weights(evidence: Evidence, /, importance: ImportanceFile | None 
     points = tuple(
         Point(m.name, {"error": finite(m.error), "ratio": finite(m.ratio)}) for m in measured
     )
-    if choice.said:
-        reason, findings = f"{reason}; {choice.said}", (*choice.findings, *findings)
+    said = choice.said
+    if choice.importance is not None and not said and not all(m.same_bytes for m in measured):
+        said = f"the imatrix given, {choice.importance.name!r}, may not be the one it was made with"
+    if said:
+        reason, findings = f"{reason}; {said}", (*choice.findings, *findings)
     return Outcome(NAME, Verdict(state, reason, numbers), tuple(findings), points)
 
 

@@ -130,8 +130,8 @@ def _say(importance: ImportanceFile | None, use: Use, said: str, remedy: str) ->
 
 
 def _counts(entries: int | None, chunks: int | None) -> str:
-    known = ((entries, "entries"), (chunks, "chunks"))
-    found = [f"{count} {what}" for count, what in known if count is not None]
+    known = ((entries, "entry", "entries"), (chunks, "chunk", "chunks"))
+    found = [f"{n} {one if n == 1 else more}" for n, one, more in known if n is not None]
     return f" ({', '.join(found)})" if found else ""
 
 

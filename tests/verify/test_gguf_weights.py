@@ -225,7 +225,7 @@ def test_an_imatrix_that_is_named_and_not_given_is_told(
     path = name_imatrix(weighted / "m-Q4_K_M.gguf", tmp_path / "n.gguf", **NAMED)
     outcome = check_gguf_weights(evidence(reference, path))
     assert outcome.verdict.state is State.PASS
-    assert "it names the imatrix 'i.gguf' (14 entries, 1 chunks), which was not given" in (
+    assert "it names the imatrix 'i.gguf' (14 entries, 1 chunk), which was not given" in (
         outcome.verdict.reason
     )
     assert outcome.findings[0].subject == "quantize.imatrix.file"
@@ -260,6 +260,19 @@ def test_an_imatrix_other_than_the_one_named_is_told_and_by_its_counts_not_used(
     assert numbers["imatrix"] == ("given" if used else "named, another given")
 
 
+def test_an_imatrix_of_the_same_name_and_counts_with_other_values_is_told_by_the_bytes(
+    reference: Reference, weighted: Path, tmp_path: Path
+) -> None:
+    path = name_imatrix(weighted / "m-Q4_K_M.gguf", tmp_path / "n.gguf", **NAMED)
+    given = read_importance(weighted / "i.gguf")
+    other = replace(given, means={name: v[:, ::-1].copy() for name, v in given.means.items()})
+    outcome = check_gguf_weights(evidence(reference, path), other)
+    assert outcome.verdict.reason.endswith(
+        "the imatrix given, 'i.gguf', may not be the one it was made with"
+    )
+    assert outcome.findings[0].message.startswith(("other bytes", "relative error"))
+
+
 def test_a_type_that_needs_the_imatrix_named_is_undecided_with_another(
     reference: Reference, weighted: Path, tmp_path: Path
 ) -> None:
@@ -269,7 +282,7 @@ def test_a_type_that_needs_the_imatrix_named_is_undecided_with_another(
     path = name_imatrix(tmp_path / "m-IQ2_XS.gguf", tmp_path / "n.gguf", **stated)
     outcome = check_gguf_weights(evidence(reference, path), read_importance(imatrix))
     assert outcome.verdict.state is State.NOT_ENOUGH_EVIDENCE
-    assert "the one given is another, 'i.gguf' (14 entries, 1 chunks)" in outcome.verdict.reason
+    assert "the one given is another, 'i.gguf' (14 entries, 1 chunk)" in outcome.verdict.reason
 
 
 @pytest.mark.parametrize("target", ["Q8_0", "Q4_K_M", "Q4_0"])
