@@ -66,14 +66,15 @@ def model_fields(
     return [
         Field("general.architecture", "str", family.gguf_architecture),
         Field("general.type", "str", "model"),
-        *_sampling_fields(folder),
+        *sampling_fields(folder),
         *authorship.fields(size_label(parameters, spec.num_experts)),
-        *_architecture_fields(family.gguf_architecture, spec, file_type),
+        *architecture_fields(family.gguf_architecture, spec, file_type),
         Field("general.quantization_version", "u32", QUANTIZATION_VERSION),
     ]
 
 
-def _architecture_fields(arch: str, spec: ModelSpec, file_type: int) -> list[Field]:
+def architecture_fields(arch: str, spec: ModelSpec, file_type: int) -> list[Field]:
+    """The sizes and constants that llama.cpp computes with, and the file's type."""
     sizes: list[tuple[str, str, float]] = [
         ("block_count", "u32", spec.num_hidden_layers),
         ("context_length", "u32", spec.max_position_embeddings),
@@ -102,7 +103,8 @@ def _architecture_fields(arch: str, spec: ModelSpec, file_type: int) -> list[Fie
     return fields
 
 
-def _sampling_fields(folder: Path) -> list[Field]:
+def sampling_fields(folder: Path) -> list[Field]:
+    """The settings of generation_config.json that llama.cpp takes its defaults from."""
     path = folder / "generation_config.json"
     settings = read_json_object(path) if path.is_file() else {}
     fields = []

@@ -35,11 +35,15 @@ _REQUIRED_FIELDS = ("imatrix.datasets", "imatrix.chunk_count", "imatrix.chunk_si
 
 @dataclass(frozen=True, slots=True)
 class ImportanceFile:
-    """Means by GGUF tensor name, each (matrices, columns) float32, and the file's sha256."""
+    """Means by GGUF tensor name, each (matrices, columns) float32, and the file's sha256.
+
+    `chunks` is over how many chunks of text it was made, where the file says it.
+    """
 
     name: str
     sha256: str
     means: Mapping[str, Float32]
+    chunks: int | None = None
 
     def of(self, tensor: str) -> Importance | None:
         """The importance of one tensor, if the file has it."""
@@ -53,16 +57,17 @@ def read_importance(path: Path) -> ImportanceFile:
         data = path.read_bytes()
     except OSError as error:
         raise InputError(f"{path}: cannot be read: {error.strerror}") from error
-    means = _read_gguf_form(read_gguf(path)) if data[:4] == MAGIC else _read_legacy(path, data)
+    is_gguf = data[:4] == MAGIC
+    means, chunks = _read_gguf_form(read_gguf(path)) if is_gguf else _read_legacy(path, data)
     if not means:
         raise InputError(f"{path}: holds no entries; not an imatrix")
     for name, values in means.items():
         if not np.isfinite(values).all():
             raise InputError(f"{path}: {name} has values that are not finite")
-    return ImportanceFile(path.name, hashlib.sha256(data).hexdigest(), means)
+    return ImportanceFile(path.name, hashlib.sha256(data).hexdigest(), means, chunks)
 
 
-def _read_gguf_form(file: GGUFFile) -> dict[str, Float32]:
+def _read_gguf_form(file: GGUFFile) -> tuple[dict[str, Float32], int | None]:
     missing = [key for key in _REQUIRED_FIELDS if key not in file.fields]
     if missing:
         raise InputError(f"{file.path}: not an imatrix: {', '.join(missing)} missing")
@@ -80,7 +85,8 @@ def _read_gguf_form(file: GGUFFile) -> dict[str, Float32]:
         used = counts > 0
         divided = np.divide(sums, counts, out=np.ones_like(sums), where=used)
         means[stem] = np.ascontiguousarray(divided)
-    return means
+    chunks = file.fields["imatrix.chunk_count"]
+    return means, chunks if isinstance(chunks, int) else None
 
 
 def _floats(file: GGUFFile, name: str) -> Float32:
@@ -120,7 +126,7 @@ def encode_importance(
     return encode_header(fields, tensors) + b"".join(data)
 
 
-def _read_legacy(path: Path, data: bytes) -> dict[str, Float32]:
+def _read_legacy(path: Path, data: bytes) -> tuple[dict[str, Float32], int | None]:
     """The old form; every length is held against the file before it is used."""
     at = 0
 
@@ -145,7 +151,8 @@ def _read_legacy(path: Path, data: bytes) -> dict[str, Float32]:
         at += 4 * count
         mean = values / np.float32(calls or 1)
         means[name] = mean.astype(np.float32).reshape(1, -1)
-    return means
+    chunks = struct.unpack_from("<i", data, at)[0] if at + 4 <= len(data) else 0
+    return means, chunks if chunks > 0 else None
 
 
 def importance_for(file: ImportanceFile, outputs: Sequence[GGUFOutput]) -> dict[str, Importance]:

@@ -19,7 +19,7 @@ from convert.cast import Cast
 from convert.families import family_of
 from convert.gguf import Field
 from convert.gguf_plan import gguf_outputs, plan_gguf, quantized_order, with_schemes
-from convert.metadata import _architecture_fields
+from convert.metadata import architecture_fields
 from convert.model_spec import ModelSpec, read_model_spec
 from convert.tensor import TensorInfo
 from tests.miniature import DTYPES
@@ -126,7 +126,7 @@ def write_header_only(spec: ModelSpec, path: Path) -> Path:
     arch = family.gguf_architecture
     fields = [
         Field("general.architecture", "str", arch),
-        *_architecture_fields(arch, spec, 32),
+        *architecture_fields(arch, spec, 32),
         Field("tokenizer.ggml.model", "str", "none"),
     ]
     if arch != "llama":

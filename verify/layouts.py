@@ -89,6 +89,15 @@ SUFFIXES = ("weight_packed", *COMPANIONS, *CACHE_SCALES, *_OTHER_CACHE)
 """Every suffix that only a quantizer writes."""
 
 
+def cache_scale_places(attention: str, letter: str) -> tuple[str, str, str]:
+    """Where the scale of keys ("k") or values ("v") may lie, the usual place first."""
+    return (
+        f"{attention}.{letter}_scale",
+        f"{attention}.{letter}_proj.{letter}_scale",
+        f"{attention}.{letter}_proj.output_scale",
+    )
+
+
 def layout_of(group: Group) -> Layout | None:
     """The layout of a group's weights; None for one that is not in the table."""
     return LAYOUTS.get(group.scheme)

@@ -44,7 +44,8 @@ from verify.structure import check_structure
 from verify.summary import fit_report, scores
 from verify.templates import check_templates
 from verify.tokens import check_tokens
-from verify.weights import check_weights, is_fp8
+from verify.weights import NAME as WEIGHTS
+from verify.weights import check_weights, not_compared
 
 CHECKS_BEFORE: tuple[Check[Evidence], ...] = (
     check_structure,
@@ -96,7 +97,11 @@ def verify_one(
         engine=answered.info if answered else None,
         scores=answered.scores if answered else None,
         seconds=time.monotonic() - begin,
-        not_checked=(*_not_checked(evidence), *(answered.not_checked if answered else ())),
+        not_checked=(
+            *_not_checked(evidence),
+            *not_compared(outcomes),
+            *(answered.not_checked if answered else ()),
+        ),
         not_measured=_not_measured(outcomes, answered) if answered else (),
         confusion=answered.confusion if answered else {},
         differences=answered.differences if answered else (),
@@ -110,20 +115,20 @@ def _check_files(evidence: Evidence, importance: ImportanceFile | None) -> list[
     if evidence.artifact.served:
         return []
     if not evidence.reference.checkpoint.tensors:
-        return [check_tokens(evidence), check_templates(evidence)]
+        return [check(evidence) for check in CHECKS_BEFORE[1:]]
     outcomes = [check(evidence) for check in CHECKS_BEFORE]
     if outcomes[0].verdict.state is not State.FAIL:
-        if is_fp8(evidence.artifact):
-            outcomes.append(check_weights(evidence))
         if evidence.artifact.kind is Kind.GGUF:
             outcomes.append(check_gguf_weights(evidence, importance))
+        else:
+            outcomes.append(check_weights(evidence))
     return outcomes
 
 
 def _not_checked(evidence: Evidence) -> tuple[str, ...]:
     """What is out of reach: an artifact's files, or the reference's weights."""
     artifact, reference = evidence.artifact, evidence.reference
-    missed: tuple[str, ...] = CHECKS_OF_FILES if artifact.served else ()
+    missed: tuple[str, ...] = (*CHECKS_OF_FILES, WEIGHTS) if artifact.served else ()
     if not artifact.served and not reference.checkpoint.tensors:
         other = "weights" if artifact.kind is Kind.GGUF else "gguf_weights"
         missed = tuple(name for name in NEED_WEIGHTS if name != other)

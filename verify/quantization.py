@@ -54,6 +54,7 @@ class Group:
     """How the modules of one config group are stored.
 
     `local_input`: inputs get scales as they come, under a stored one for all of them (NVFP4).
+    `actorder`: the order in which GPTQ rounded the columns; None where no such method is stated.
     """
 
     name: str
@@ -66,6 +67,7 @@ class Group:
     symmetric: bool
     static_input: bool
     local_input: bool = False
+    actorder: str | None = None
 
     @property
     def scheme(self) -> tuple[str, str]:
@@ -166,6 +168,7 @@ def _group(name: str, entry: Mapping[str, Any], weights: Mapping[str, Any], top:
         symmetric=weights.get("symmetric") is not False,
         static_input=isinstance(inputs, dict) and inputs.get("dynamic") is False,
         local_input=isinstance(inputs, dict) and inputs.get("dynamic") == "local",
+        actorder=None if weights.get("actorder") is None else str(weights["actorder"]),
     )
 
 

@@ -4,11 +4,12 @@ In: the reference's headers and the artifact's. Out: an Outcome; no weight is re
 substitute for this: transformers fills a missing weight with random numbers and llama.cpp computes
 without `rope_freqs`, and both then answer fluently.
 
-For a GGUF the expected names come from the family's rules, and the numbers in its header are held
-against config.json. For a folder the names are the source's own; a matrix that its config group
-quantizes must be stored as the group says, with all that lies beside it, and config.json must say
-what the source's says, apart from how it is quantized. Whether the values are right is not looked
-at here.
+For a GGUF the expected names come from the family's rules, and what its header says of the model
+is held against config.json (`gguf_header.py`). For a folder the names are the source's own; a
+matrix that its config group quantizes must be stored as the group says, with all that lies beside
+it, and config.json must say what the source's says, apart from how it is quantized. Where that
+promises scales of a KV cache, every attention must have them. Whether the values are right is not
+looked at here.
 """
 
 from __future__ import annotations
@@ -20,16 +21,17 @@ from typing import Any
 from convert.checkpoint import Checkpoint
 from convert.errors import InputError
 from convert.families import family_of
-from convert.gguf_reader import GGUFFile, read_gguf
-from convert.model_spec import ModelSpec, read_json_object
+from convert.gguf_plan import gguf_outputs
+from convert.gguf_reader import read_gguf
+from convert.model_spec import read_json_object
 from verify.artifact import Artifact, Kind
 from verify.check import Finding, Outcome, State, Verdict
 from verify.evidence import Evidence
-from verify.layouts import CACHE_SCALES, layout_of, parts_of, stored_columns
-from verify.quantization import Group, read_quantization
+from verify.gguf_header import header_findings
+from verify.layouts import cache_scale_places, layout_of, parts_of, stored_columns
+from verify.quantization import Group, Role, read_quantization, role_of
 
 NAME = "structure"
-ROPE_FREQS = "rope_freqs.weight"
 _LOADER_KEYS = ("quantization_config", "transformers_version")
 Shapes = Mapping[str, tuple[int, ...]]
 
@@ -42,7 +44,7 @@ def check_structure(evidence: Evidence, /) -> Outcome:
             file = read_gguf(evidence.artifact.path)
             expected: Shapes = expected_gguf_shapes(source)
             found: Shapes = {name: tensor.shape for name, tensor in file.tensors.items()}
-            findings = [*_compare(expected, found), *_header_findings(source.spec, file)]
+            findings = [*_compare(expected, found), *header_findings(source, file)]
         else:
             expected, found, findings = _look_at_folder(source, evidence.artifact)
     except InputError as error:
@@ -62,10 +64,8 @@ def check_structure(evidence: Evidence, /) -> Outcome:
 def expected_gguf_shapes(source: Checkpoint) -> dict[str, tuple[int, ...]]:
     """Names and row-major shapes that a GGUF of `source` must hold."""
     tensors = family_of(source.spec).recognise(source.spec, source.tensors)
-    expected = {t.gguf_name: t.info.shape for t in tensors if t.gguf_name is not None}
-    if source.spec.rope_scaling is not None:
-        expected[ROPE_FREQS] = (source.spec.head_dim // 2,)
-    return expected
+    outputs = gguf_outputs(source.spec, tensors)
+    return {output.tensor.name: output.tensor.shape for output in outputs}
 
 
 def _compare(expected: Shapes, found: Shapes) -> Iterator[Finding]:
@@ -77,33 +77,6 @@ def _compare(expected: Shapes, found: Shapes) -> Iterator[Finding]:
     for name in found:
         if name not in expected:
             yield Finding(name, "nothing in the source accounts for it")
-
-
-def _header_findings(spec: ModelSpec, file: GGUFFile) -> Iterator[Finding]:
-    """Where the numbers in a GGUF's header contradict config.json."""
-    arch = family_of(spec).gguf_architecture
-    expected: dict[str, Any] = {
-        "general.architecture": arch,
-        f"{arch}.block_count": spec.num_hidden_layers,
-        f"{arch}.context_length": spec.max_position_embeddings,
-        f"{arch}.embedding_length": spec.hidden_size,
-        f"{arch}.feed_forward_length": spec.intermediate_size,
-        f"{arch}.attention.head_count": spec.num_attention_heads,
-        f"{arch}.attention.head_count_kv": spec.num_key_value_heads,
-        f"{arch}.attention.layer_norm_rms_epsilon": spec.rms_norm_eps,
-        f"{arch}.rope.freq_base": spec.rope_theta,
-    }
-    for key, value in expected.items():
-        found = file.fields.get(key)
-        if not _same_number(found, value):
-            yield Finding(key, f"is {found!r}, config.json says {value!r}")
-
-
-def _same_number(found: Any, expected: Any) -> bool:
-    """Equal, floats as far as the 32 bits that GGUF keeps of them."""
-    if isinstance(expected, float) and isinstance(found, (int, float)):
-        return math.isclose(found, expected, rel_tol=2**-23)
-    return bool(found == expected)
 
 
 def _look_at_folder(source: Checkpoint, artifact: Artifact) -> tuple[Shapes, Shapes, list[Finding]]:
@@ -118,6 +91,8 @@ def _look_at_folder(source: Checkpoint, artifact: Artifact) -> tuple[Shapes, Sha
     for name, info in source.tensors.items():
         module = name.removesuffix(".weight")
         group = quantization.group_of(module) if quantization and module != name else None
+        if role_of(module) is Role.ROUTER and stored.get(name) == info.dtype:
+            group = None  # engines compute it in 16 bits, whether or not the config ignores it
         layout = layout_of(group) if group and len(info.shape) == 2 else None
         if group is None or layout is None:
             weight, shape = name, info.shape
@@ -131,7 +106,9 @@ def _look_at_folder(source: Checkpoint, artifact: Artifact) -> tuple[Shapes, Sha
         if stored.get(weight, dtypes[0]) not in dtypes:
             findings.append(Finding(weight, f"is {stored[weight]}, expected {' or '.join(dtypes)}"))
     if quantization and quantization.kv_cache:
-        expected |= {name: found[name] for name in found if name.endswith(CACHE_SCALES)}
+        scales, missing = _cache_scales(source, quantization.kv_cache, found)
+        expected |= scales
+        findings += missing
     if artifact.kind is Kind.COMPRESSED and not matrices:
         findings.append(Finding(artifact.name, "config.json says quantized; no matrix is"))
     findings += _compare(expected, found)
@@ -150,6 +127,32 @@ def _expected_parts(
             there = found.get(name)
             parts[name] = there if there in part.shapes else part.shapes[0]
     return parts
+
+
+def _cache_scales(
+    source: Checkpoint, scheme: Mapping[str, Any], found: Shapes
+) -> tuple[dict[str, tuple[int, ...]], list[Finding]]:
+    """Scales that a KV cache's scheme asks for, where they lie, and those that do not.
+
+    Of one each for keys and values; with strategy attn_head, one for each head.
+    """
+    expected: dict[str, tuple[int, ...]] = {}
+    missing: list[Finding] = []
+    heads = source.spec.num_key_value_heads if scheme.get("strategy") == "attn_head" else 1
+    for name in source.tensors:
+        attention, _, last = name.rpartition(".k_proj.")
+        if last != "weight":
+            continue
+        for letter in ("k", "v"):
+            places = cache_scale_places(attention, letter)
+            place = next((place for place in places if place in found), None)
+            if place is not None:
+                there = found[place]
+                expected[place] = there if math.prod(there) == heads else (heads,)
+            elif scheme.get("dynamic") is not True:
+                message = "missing; kv_cache_scheme promises it, and vLLM would compute with 1.0"
+                missing.append(Finding(places[0], message))
+    return expected, missing
 
 
 def _config_findings(source: Checkpoint, artifact: Artifact) -> Iterator[Finding]:

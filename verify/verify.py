@@ -1,11 +1,11 @@
 """The verb `verify`: one reference, any number of artifacts, one report.
 
 The reference answers the suite once, in float32, and is put away; then each artifact in turn is
-looked at (structure, tokens, templates, and the weights of an FP8 folder or a GGUF), run by the
-engine it is made for, and compared under the gate's thresholds for its type. One model is in memory
-at a time. An artifact whose structure is wrong is not run: what it would answer says nothing. One
-that its engine cannot load has failed, one that the engine cannot compute as it is meant to be
-computed leaves too little evidence, and the others are verified all the same.
+looked at (structure, tokens, templates, weights), run by the engine it is made for, and compared
+under the gate's thresholds for its type. One model is in memory at a time. An artifact whose
+structure is wrong is not run: what it would answer says nothing. One that its engine cannot load
+has failed, one that the engine cannot compute as it is meant to be computed leaves too little
+evidence, and the others are verified all the same.
 
 An artifact may be the address of an OpenAI-compatible server. Its files are out of reach, so the
 report names the checks that were not made; instead, its own parser's tool calls are compared too. A

@@ -1,199 +1,155 @@
-"""Weights: is every FP8 weight as near to the source's as rounding can have left it?
+"""Weights of a folder: is every tensor what storing the source's values can have left?
 
-In: the 16- or 32-bit reference and an FP8 folder made from it, read together in row blocks. Out: an
-Outcome that names the worst tensors and rows. No model is run. An element w, stored as the code q
-under the scale s of its row, block or tensor, must satisfy
+In: the 16- or 32-bit reference and a folder made from it, in 16 bits or of compressed-tensors, read
+together in row blocks. Out: an Outcome that names the worst ten tensors. No model is run. A tensor
+that was not quantized must be the source's to the bit; a matrix in FP8 must lie within its rounding
+(`rounding.py`); one of any other scheme is encoded again from the source, and must have the same
+bytes, or errors like our own (`encoded_again.py`). `folder_weights.py` compares, `rescaled.py`
+takes out scales that were moved between layers before rounding.
 
-    |w - q*s| <= max(|w| * (2^-4 + 2^-8), s * 2^-10 * (1 + 2^-5))
-
-widened where an F16 scale is subnormal; `rounding.py` derives it. The bound holds for each numerics
-profile and every granularity; the scale of another row, a swapped, transposed or stale tensor, an
-inverse scale break it by far. Tensors that were not quantized must be the source's to the bit.
-Matrices in other formats than E4M3 are counted and not looked at.
+What cannot be compared is named and leaves the check undecided: matrices in forms that are not read
+here, layers of a mixture of experts with scales moved between them, GPTQ under scales of another
+rule. Scales that come from data
+(`input_scale`, `k_scale`) are not derived from weights; the check `scales` looks at them.
 """
 
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
-from functools import partial
 
-import numpy as np
-
-from convert.blocks import row_blocks
 from convert.checkpoint import Checkpoint
-from convert.errors import InputError
-from convert.model_spec import read_json_object
-from convert.tensor import DTYPES, SOURCE_DTYPES, TensorInfo
-from verify.artifact import Artifact, Kind
+from convert.errors import InputError, TensorError, UnsupportedError
 from verify.check import Finding, Number, Outcome, Point, State, Verdict, finite
 from verify.evidence import Evidence
-from verify.quantization import read_quantization
-from verify.rounding import Float64, Scales, read_scales, rounding_ratios
+from verify.folder_weights import Compared, Folder
+from verify.gguf_weights import NAME as GGUF
+from verify.rescaled import explain
 
 NAME = "weights"
-BLOCK_VALUES = 1 << 18
-"""Values of one row block; a thread holds about a dozen float64 arrays of that size."""
 _FINDINGS = 10
-Look = Callable[[int, int], Float64]
-"""Error over bound of the rows from one number up to another."""
+_NO_MORE_THAN_GPTQ = (
+    "config.json speaks of GPTQ, which may leave so much, but the scales are not those of rounding"
+    " to nearest: nothing tells it from damage"
+)
+_OF_EXPERTS = "its layer's norms differ too: scales may have been moved, which no expert shows"
 
 
 @dataclass(frozen=True, slots=True)
-class Deviation:
-    """How one tensor differs from the source: elements out of bounds and the worst row.
+class Comparison:
+    """All tensors of the source that could be compared, in its order; why others could not.
 
-    `ratio` is the error over the bound; for a tensor that is no FP8 matrix it is infinite as soon
-    as one bit differs.
+    `broken` are not there in the form that config.json states, `left_out` in one not read here.
     """
 
-    name: str
-    elements: int
-    out_of_bounds: int
-    rows: int
-    worst_row: int
-    ratio: float
-
-
-def is_fp8(artifact: Artifact) -> bool:
-    """Whether the check has anything to look at: a folder with an E4M3 weight."""
-    if artifact.kind is not Kind.COMPRESSED:
-        return False
-    try:
-        with Checkpoint.open(artifact.path) as folder:
-            return any(_is_code(info) for info in folder.tensors.values())
-    except InputError:
-        return False
+    tensors: tuple[Compared, ...]
+    broken: Mapping[str, str]
+    left_out: Mapping[str, str]
 
 
 def check_weights(evidence: Evidence, /) -> Outcome:
-    """Hold every weight of an FP8 folder against the source's."""
+    """Hold every weight of a folder against the source's."""
     source = evidence.reference.checkpoint
-    with Checkpoint.open(evidence.artifact.path) as stored:
-        deviations = list(measure_weights(source, stored))
-    wrong = sorted((d for d in deviations if d.out_of_bounds), key=lambda d: -d.ratio)
-    codes = [d for d in deviations if _is_code(stored.tensors[d.name])]
-    worst = max((d.ratio for d in codes), default=0.0)
-    numbers: dict[str, Number] = {
-        "matrices": len(codes),
-        "copies": len(deviations) - len(codes),
-        "not_looked_at": len(source.tensors) - len(deviations),
-        "values": sum(d.elements for d in deviations),
-        "out_of_bounds": sum(d.out_of_bounds for d in wrong),
-        "worst_ratio": finite(worst),
-    }
-    points = tuple(Point(d.name, {"ratio": finite(d.ratio)}) for d in codes)
-    if wrong:
-        reason = f"{len(wrong)} tensors are not what rounding makes of the source"
-        findings = tuple(Finding(d.name, _message(d)) for d in wrong[:_FINDINGS])
-        return Outcome(NAME, Verdict(State.FAIL, reason, numbers), findings, points)
-    if not codes:
-        return Outcome(NAME, Verdict(State.NOT_ENOUGH_EVIDENCE, "no FP8 matrix", numbers))
-    reason = f"all {numbers['values']:,} values are within their rounding of the source"
-    if numbers["not_looked_at"]:
-        reason += f"; {numbers['not_looked_at']} tensors are in other formats"
-    return Outcome(NAME, Verdict(State.PASS, reason, numbers), points=points)
+    try:
+        with Checkpoint.open(evidence.artifact.path) as stored:
+            found = compare_folder(source, stored)
+    except InputError as error:
+        finding = Finding(evidence.artifact.name, str(error))
+        return Outcome(NAME, Verdict(State.FAIL, "it cannot be read"), (finding,))
+    numbers = _numbers(found)
+    points = tuple(Point(c.name, {"ratio": finite(c.ratio)}) for c in found.tensors if c.matrix)
+    wrong = sorted((c for c in found.tensors if c.wrong), key=lambda c: -c.ratio)
+    findings = [Finding(name, why) for name, why in found.broken.items()]
+    findings += [Finding(c.name, c.message) for c in wrong]
+    if findings:
+        reason = f"{len(findings)} tensors are not what storing the source's values leaves"
+        shown = tuple(findings[:_FINDINGS])
+        return Outcome(NAME, Verdict(State.FAIL, reason, numbers), shown, points)
+    other = [c for c in found.tensors if c.again is not None and not c.same_bytes]
+    other.sort(key=lambda c: -c.ratio)
+    findings = [Finding(c.name, f"other bytes; {c.message}") for c in other[:_FINDINGS]]
+    findings += [Finding(name, why) for name, why in list(found.left_out.items())[:_FINDINGS]]
+    state, reason = State.PASS, _reason(found.tensors)
+    if found.left_out:
+        state = State.NOT_ENOUGH_EVIDENCE
+        reason = f"{len(found.left_out)} tensors cannot be compared with the source's; {reason}"
+    if not found.tensors:
+        state, reason = State.NOT_ENOUGH_EVIDENCE, "no tensor could be compared"
+    return Outcome(NAME, Verdict(state, reason, numbers), tuple(findings), points)
 
 
-def _message(deviation: Deviation) -> str:
-    share = 100 * deviation.out_of_bounds / deviation.elements
-    by = "" if np.isinf(deviation.ratio) else f" by a factor of {deviation.ratio:.3g}"
-    return (
-        f"{deviation.out_of_bounds:,} values ({share:.3g} %) in {deviation.rows:,} rows are out of"
-        f" bounds, row {deviation.worst_row} worst{by}"
-    )
-
-
-def _is_code(info: TensorInfo) -> bool:
-    return info.dtype == "F8_E4M3" and info.name.endswith(".weight")
-
-
-def measure_weights(
+def compare_folder(
     source: Checkpoint, stored: Checkpoint, threads: int | None = None
-) -> Iterator[Deviation]:
-    """The deviation of every tensor that both have in one shape, in the order of the source."""
-    quantization = read_quantization(read_json_object(stored.path / "config.json"))
-    source.open_shards()
-    stored.open_shards()
+) -> Comparison:
+    """Every tensor of the source beside what the folder holds of it."""
+    compared: dict[str, Compared] = {}
+    broken: dict[str, str] = {}
+    left_out: dict[str, str] = {}
     with ThreadPoolExecutor(threads or os.cpu_count() or 1) as pool:
-        for name, info in source.tensors.items():
-            found = stored.tensors.get(name)
-            if found is None or found.shape != info.shape or info.dtype not in SOURCE_DTYPES:
-                continue
-            scale = stored.tensors.get(f"{name}_scale")
-            if _is_code(found) and scale is not None and scale.dtype in SOURCE_DTYPES:
-                group = (
-                    quantization.group_of(name.removesuffix(".weight")) if quantization else None
-                )
-                block = group.block if group else (128, 128)
-                scales = read_scales(stored, scale, info, block)
-                look: Look = partial(_ratios, source, stored, info, found, scales)
-            elif found.dtype == info.dtype:
-                look = partial(_differs, source, stored, info, found)
-            else:
-                continue
-            blocks = row_blocks(info, info.rows, 1, BLOCK_VALUES)
-            parts = pool.map(lambda rows, look=look: _measure(look, *rows), blocks)
-            yield _sum_up(info, list(parts))
+        folder = Folder(source, stored, pool)
+        for name in source.tensors:
+            try:
+                compared[name] = folder.compare(name)
+            except UnsupportedError as error:
+                left_out[name] = str(error)
+            except TensorError as error:
+                broken[name] = str(error)
+        if folder.quantization is not None and any(c.wrong for c in compared.values()):
+            explained, experts = explain(folder, compared)
+            compared |= explained
+            left_out |= dict.fromkeys(experts, _OF_EXPERTS)
+    for one in compared.values():
+        if one.undecided:
+            left_out[one.name] = f"{one.message}; {_NO_MORE_THAN_GPTQ}"
+    kept = tuple(one for name, one in compared.items() if name not in left_out)
+    return Comparison(kept, broken, left_out)
 
 
-@dataclass(frozen=True, slots=True)
-class _Part:
-    """What one row block has to say."""
-
-    out_of_bounds: int
-    rows: int
-    worst_row: int
-    ratio: float
+def not_compared(outcomes: Sequence[Outcome]) -> tuple[str, ...]:
+    """What a report is to name as not checked: weights that stand beside nothing of the source."""
+    of_weights = [outcome for outcome in outcomes if outcome.check in (NAME, GGUF)]
+    counts = [(one.check, one.verdict.numbers.get("not_compared")) for one in of_weights]
+    return tuple(f"{check} of {count} tensors" for check, count in counts if count)
 
 
-def _measure(look: Look, start: int, stop: int) -> _Part:
-    """Only these four numbers leave a thread; the arrays of a block live as long as it."""
-    ratios = look(start, stop)
-    wrong, by_row = ratios > 1, ratios.max(axis=1, initial=0.0)
-    worst = int(by_row.argmax())
-    rows = int(np.count_nonzero(wrong.any(axis=1)))
-    return _Part(int(np.count_nonzero(wrong)), rows, start + worst, float(by_row[worst]))
+def _numbers(found: Comparison) -> dict[str, Number]:
+    matrices = [c for c in found.tensors if c.matrix]
+    bounded = [c.elements.out_of_bounds for c in found.tensors if c.elements is not None]
+    return {
+        "matrices": len(matrices),
+        "copies": len(found.tensors) - len(matrices),
+        "same_bytes": sum(c.same_bytes for c in matrices),
+        "rescaled": sum(c.rescaled for c in found.tensors),
+        "not_compared": len(found.left_out),
+        "values": sum(c.values for c in found.tensors),
+        "out_of_bounds": sum(bounded),
+        "wrong": len(found.broken) + sum(c.wrong for c in found.tensors),
+        "worst_ratio": finite(max((c.ratio for c in matrices), default=0.0)),
+    }
 
 
-def _sum_up(info: TensorInfo, parts: Sequence[_Part]) -> Deviation:
-    worst = max(parts, key=lambda part: part.ratio, default=_Part(0, 0, 0, 0.0))
-    return Deviation(
-        name=info.name,
-        elements=info.rows * info.columns,
-        out_of_bounds=sum(part.out_of_bounds for part in parts),
-        rows=sum(part.rows for part in parts),
-        worst_row=worst.worst_row,
-        ratio=worst.ratio,
-    )
-
-
-def _ratios(
-    source: Checkpoint,
-    stored: Checkpoint,
-    info: TensorInfo,
-    found: TensorInfo,
-    scales: Scales,
-    start: int,
-    stop: int,
-) -> Float64:
-    w = source.read_rows(info, start, stop).float32().astype(np.float64)
-    codes = stored.read_rows(found, start, stop).raw.view(np.uint8)
-    return rounding_ratios(w, codes, scales.rows(start, stop), scales.dtype)
-
-
-def _differs(
-    source: Checkpoint,
-    stored: Checkpoint,
-    info: TensorInfo,
-    found: TensorInfo,
-    start: int,
-    stop: int,
-) -> Float64:
-    """Infinity where a bit differs, else 0."""
-    bits = f"u{DTYPES[info.dtype].itemsize}"
-    ours = source.read_rows(info, start, stop).raw.view(bits)
-    theirs = stored.read_rows(found, start, stop).raw.view(bits)
-    return np.where(ours == theirs, 0.0, np.inf)
+def _reason(tensors: Sequence[Compared]) -> str:
+    """What was found, where nothing is wrong."""
+    within = [c for c in tensors if c.matrix and c.again is None]
+    again = [c for c in tensors if c.again is not None]
+    copies = [c for c in tensors if not c.matrix and not c.rescaled]
+    other = [c for c in again if not c.same_bytes]
+    said = []
+    if within:
+        values = sum(c.values for c in within)
+        said.append(f"all {values:,} values in FP8 are within their rounding of the source")
+    if again and not other:
+        said.append(f"all {len(again)} matrices encode to the same bytes")
+    if other:
+        worst = max(c.again.ratio for c in other if c.again is not None)
+        said.append(
+            f"{len(other)} of {len(within) + len(again)} matrices have other bytes than our own"
+            f" encoding, with errors like it (at most {worst:.2f} times)"
+        )
+    if moved := sum(c.rescaled for c in tensors):
+        said.append(f"{moved} tensors hold scales of others, which were taken out")
+    if copies:
+        said.append(f"{len(copies)} tensors are the source's to the bit")
+    return "; ".join(said)

@@ -81,6 +81,7 @@ def test_both_forms_give_the_same_means(
     write_legacy(tmp_path / "old.dat", means, calls=8)  # a power of two: exact
     new, old = read_importance(folder / "imatrix.gguf"), read_importance(tmp_path / "old.dat")
     assert new.means.keys() == old.means.keys() == means.keys()
+    assert old.chunks == 3
     for name, values in means.items():
         np.testing.assert_array_equal(new.means[name], values)
         np.testing.assert_array_equal(old.means[name], values)

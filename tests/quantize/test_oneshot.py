@@ -45,6 +45,7 @@ from verify.gate import read_gate
 from verify.lint.finding import Severity
 from verify.lint.lint import lint
 from verify.structure import check_structure
+from verify.weights import check_weights
 
 SIDE_FILES = ("tokenizer.json", "tokenizer_config.json", "generation_config.json")
 
@@ -174,6 +175,19 @@ def test_it_is_known_by_its_name_whole_and_without_lints(
     findings = lint(ours[target]).findings
     worse = [f.name for f in findings if f.severity is not Severity.NOTE]
     assert set(worse) <= {"tensor-parallel-limited"}, worse  # nano's rows are two groups long
+
+
+@pytest.mark.parametrize("target", ONESHOT)
+def test_its_weights_are_the_sources_as_far_as_the_method_leaves_them(
+    source: Path, ours: Made, target: str
+) -> None:
+    artifact = open_artifact(ours[target])
+    with Checkpoint.open(source) as checkpoint:
+        reference = Reference(checkpoint, Tokenizer.open(source), (), ())
+        outcome = check_weights(Evidence(reference, artifact, read_gate(None).of(target)))
+    assert outcome.verdict.state is State.PASS, outcome.findings
+    assert outcome.verdict.numbers["not_compared"] == 0
+    assert bool(outcome.verdict.numbers["rescaled"]) is (target == "W4A16_AWQ")
 
 
 @pytest.mark.parametrize("target", ONESHOT)

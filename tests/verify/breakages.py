@@ -123,12 +123,20 @@ def second_bos(values: dict[str, Any]) -> None:
     values[TOOL_USE] = "{{ bos_token }}" + values[TOOL_USE]
 
 
+def stretched(values: dict[str, Any]) -> None:
+    """A context made longer by a header alone, as guides for older models advise."""
+    values["llama.rope.scaling.type"] = "yarn"
+    values["llama.rope.scaling.factor"] = 4.0
+
+
 def edit_template(values: dict[str, Any]) -> None:
     values[TOOL_USE] = values[TOOL_USE].replace("{{ m.content", "{{  m.content", 1)
 
 
-def trained_further(reference: Path, artifacts: Artifacts, place: Path) -> Path:
-    """A GGUF of another checkpoint: one layer is from a later step."""
+def trained_further(
+    reference: Path, artifacts: Artifacts, place: Path, target: str = "Q8_0"
+) -> Path:
+    """An artifact of another checkpoint: one layer is from a later step."""
     folder = Path(shutil.copytree(reference, place / "later"))
     tensors = load_file(folder / "model.safetensors")
     name = "model.layers.1.mlp.up_proj.weight"
@@ -136,16 +144,19 @@ def trained_further(reference: Path, artifacts: Artifacts, place: Path) -> Path:
         tensors[name].shape, generator=torch.Generator().manual_seed(0)
     ).to(tensors[name].dtype)
     save_file(tensors, folder / "model.safetensors")
-    quantize(str(folder), place, ["Q8_0"], name="m")
-    return place / "m-Q8_0.gguf"
+    quantize(str(folder), place, [target], name="m")
+    return place / ("m-Q8_0.gguf" if target == "Q8_0" else f"m-{target}")
 
 
 def folder_with(
     tensors: Callable[[dict[str, torch.Tensor]], Any] | None = None,
     files: Callable[[Path], Any] | None = None,
+    target: str | None = "FP8_DYNAMIC",
 ) -> Make:
+    """A folder with something changed: an artifact, or without a target the reference itself."""
+
     def make(reference: Path, artifacts: Artifacts, place: Path) -> Path:
-        folder = Path(shutil.copytree(artifacts["FP8_DYNAMIC"], place))
+        folder = Path(shutil.copytree(artifacts[target] if target else reference, place))
         if tensors is not None:
             stored = load_file(folder / "model.safetensors")
             tensors(stored)
@@ -260,6 +271,25 @@ BREAKAGES = {
     ),
     "wrong number of KV heads": Breakage(
         gguf_with(fields=put("llama.attention.head_count_kv", 8)), "structure", "head_count_kv"
+    ),
+    "wrong rope.dimension_count": Breakage(
+        gguf_with(fields=put("llama.rope.dimension_count", 16)), "structure", "dimension_count"
+    ),
+    "wrong length of keys": Breakage(
+        gguf_with(fields=put("llama.attention.key_length", 64)), "structure", "key_length"
+    ),
+    "wrong vocab_size": Breakage(
+        gguf_with(fields=put("llama.vocab_size", 300)), "structure", "vocab_size"
+    ),
+    "a rope scaling added": Breakage(
+        gguf_with(fields=stretched), "structure", "rope.scaling.factor: is 4.0"
+    ),
+    "a sliding window added": Breakage(
+        gguf_with(fields=put("llama.attention.sliding_window", 512)),
+        "structure", "sliding_window: is 512",
+    ),
+    "sampling settings of another model": Breakage(
+        gguf_with(fields=put("general.sampling.top_p", 0.5)), "structure", "sampling.top_p"
     ),
     "the head left out": Breakage(
         gguf_with(tensors=drop("output.weight")), "structure", "output.weight"

@@ -26,6 +26,9 @@ NAMES = {
     "F32": "mini-F32.gguf",
     "Q8_0": "mini-Q8_0.gguf",
     "FP8_DYNAMIC": "mini-FP8_DYNAMIC",
+    "W8A8": "mini-W8A8",
+    "W4A16": "mini-W4A16",
+    "NVFP4A16": "mini-NVFP4A16",
 }
 
 

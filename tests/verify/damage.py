@@ -32,8 +32,12 @@ def rewrite_gguf(
     for key, value in values.items():
         if key.startswith("GGUF.") or key == "general.architecture":
             continue
-        new = gguf.GGUFValueType.UINT32 if key.endswith("_id") else None
-        types = kinds.get(key, [new or gguf.GGUFValueType.get_type(value)])
+        kind = gguf.GGUFValueType.get_type(value)
+        if key.endswith("_id"):
+            kind = gguf.GGUFValueType.UINT32
+        types = kinds.get(key, [kind])
+        if (kind == gguf.GGUFValueType.ARRAY) != (types[0] == gguf.GGUFValueType.ARRAY):
+            types = [kind]  # a number became one for each layer
         writer.add_key_value(key, value, types[0], types[-1] if len(types) > 1 else None)
     for name, (data, kind) in stored.items():
         writer.add_tensor(name, data, raw_dtype=kind)

@@ -7,7 +7,8 @@ from pathlib import Path
 import pytest
 
 from tests.verify.breakages import BREAKAGES
-from tests.verify.conftest import evidence
+from tests.verify.conftest import NAMES, evidence
+from tests.verify.folder_breakages import FOLDER_BREAKAGES
 from tests.verify.run_breakages import RUN_BREAKAGES
 from tests.verify.test_behaviour import BREAKAGES as OTHER_ANSWERS
 from verify.artifact import Kind
@@ -20,6 +21,7 @@ from verify.templates import check_templates
 from verify.tokens import check_tokens
 from verify.weights import check_weights
 
+OF_FILES = BREAKAGES | FOLDER_BREAKAGES
 PAGE = Path(__file__).parents[2] / "docs/verify.md"
 CHECKS = {
     "structure": check_structure,
@@ -36,21 +38,21 @@ def applicable(given: Evidence) -> list[str]:
     return [name for name in CHECKS if name != other]
 
 
-@pytest.mark.parametrize("target", ["Q8_0", "F32", "FP8_DYNAMIC"])
+@pytest.mark.parametrize("target", [*NAMES, "the reference itself"])
 def test_an_undamaged_artifact_passes_all_of_them(
     reference: Reference, artifacts: dict[str, Path], target: str
 ) -> None:
-    given = evidence(reference, artifacts[target])
+    given = evidence(reference, artifacts.get(target, reference.folder))
     for name in applicable(given):
         outcome = CHECKS[name](given)
         assert outcome.verdict.state is State.PASS, (name, outcome.findings)
 
 
-@pytest.mark.parametrize("name", BREAKAGES)
+@pytest.mark.parametrize("name", OF_FILES)
 def test_a_breakage_is_caught_by_its_check_and_named(
     reference: Reference, artifacts: dict[str, Path], tmp_path: Path, name: str
 ) -> None:
-    breakage = BREAKAGES[name]
+    breakage = OF_FILES[name]
     given = evidence(reference, breakage.make(reference.folder, artifacts, tmp_path / "broken"))
     outcome = CHECKS[breakage.check](given)
     assert outcome.verdict.state is State.FAIL
@@ -61,7 +63,7 @@ def test_a_breakage_is_caught_by_its_check_and_named(
 def test_the_page_names_every_way_and_the_check_that_catches_it() -> None:
     """All three tables: broken files, broken as it runs, and other answers."""
     ways: dict[str, list[str]] = {check: [] for check in CHECKS}
-    for name, breakage in (BREAKAGES | RUN_BREAKAGES).items():
+    for name, breakage in (OF_FILES | RUN_BREAKAGES).items():
         ways.setdefault(breakage.check, []).append(name)
     for name, (_, checks) in OTHER_ANSWERS.items():
         for check in sorted(checks):
@@ -72,5 +74,5 @@ def test_the_page_names_every_way_and_the_check_that_catches_it() -> None:
 
 
 def test_the_table_is_as_long_as_it_was_promised_and_uses_every_check() -> None:
-    assert len(BREAKAGES) >= 25
-    assert {breakage.check for breakage in BREAKAGES.values()} == CHECKS.keys()
+    assert len(OF_FILES) >= 25
+    assert {breakage.check for breakage in OF_FILES.values()} == CHECKS.keys()

@@ -98,7 +98,7 @@ def test_a_block_of_any_height_gives_the_same_numbers(
 ) -> None:
     damaged = read_gguf(artifacts["Q8_0"])
     whole = list(measure_gguf(reference.checkpoint, damaged))
-    monkeypatch.setattr("verify.gguf_weights.BLOCK_VALUES", 1)
+    monkeypatch.setattr("verify.gguf_rows.BLOCK_VALUES", 1)
     for a, b in zip(whole, measure_gguf(reference.checkpoint, damaged), strict=True):
         assert (a.name, a.same_bytes) == (b.name, b.same_bytes)
         assert a.error == pytest.approx(b.error)
@@ -196,4 +196,112 @@ def test_stacked_experts_and_other_families(
         given = evidence(replace(reference, checkpoint=checkpoint), tmp_path / "m-Q4_K_M.gguf")
         outcome = check_gguf_weights(given)
     assert outcome.verdict.state is State.PASS, outcome.findings
+    assert outcome.verdict.numbers["same_bytes"] == outcome.verdict.numbers["tensors"]
+
+
+def name_imatrix(path: Path, out: Path, **stated: Any) -> Path:
+    """A GGUF whose header names an imatrix, as llama-quantize writes it."""
+    fields = {f"quantize.imatrix.{key}": value for key, value in stated.items()}
+    return rewrite_gguf(path, out, fields=lambda values: values.update(fields))
+
+
+NAMED = {"file": "/models/secret/i.gguf", "entries_count": 14, "chunks_count": 1}
+
+
+@pytest.fixture(scope="module")
+def weighted(
+    reference: Reference, artifacts: dict[str, Path], tmp_path_factory: pytest.TempPathFactory
+) -> Path:
+    """A folder with i.gguf, an imatrix of 14 entries, and m-Q4_K_M.gguf, which was made with it."""
+    out = tmp_path_factory.mktemp("weighted")
+    imatrix = write_imatrix(out / "i.gguf", artifacts["F32"])
+    quantize(str(reference.folder), out, ["Q4_K_M"], name="m", imatrix=imatrix)
+    return out
+
+
+def test_an_imatrix_that_is_named_and_not_given_is_told(
+    reference: Reference, weighted: Path, tmp_path: Path
+) -> None:
+    path = name_imatrix(weighted / "m-Q4_K_M.gguf", tmp_path / "n.gguf", **NAMED)
+    outcome = check_gguf_weights(evidence(reference, path))
+    assert outcome.verdict.state is State.PASS
+    assert "it names the imatrix 'i.gguf' (14 entries, 1 chunk), which was not given" in (
+        outcome.verdict.reason
+    )
+    assert outcome.findings[0].subject == "quantize.imatrix.file"
+    assert outcome.verdict.numbers["imatrix"] == "named, not given"
+    assert "secret" not in str(outcome)
+
+
+@pytest.mark.parametrize(
+    ("changed", "told", "used"),
+    [
+        ({}, False, True),
+        ({"file": "elsewhere/j.gguf"}, True, True),
+        ({"file": "/" + "long/" * 25 + "i"}, False, True),
+        ({"entries_count": 13}, True, False),
+        ({"chunks_count": 125}, True, False),
+    ],
+)
+def test_an_imatrix_other_than_the_one_named_is_told_and_by_its_counts_not_used(
+    reference: Reference,
+    weighted: Path,
+    tmp_path: Path,
+    changed: dict[str, Any],
+    told: bool,
+    used: bool,
+) -> None:
+    path = name_imatrix(weighted / "m-Q4_K_M.gguf", tmp_path / "n.gguf", **NAMED | changed)
+    outcome = check_gguf_weights(evidence(reference, path), read_importance(weighted / "i.gguf"))
+    numbers = outcome.verdict.numbers
+    assert outcome.verdict.state is State.PASS, outcome.findings
+    assert (numbers["same_bytes"] == numbers["tensors"]) is used
+    assert ("it names the imatrix" in outcome.verdict.reason) is told
+    assert numbers["imatrix"] == ("given" if used else "named, another given")
+
+
+def test_an_imatrix_of_the_same_name_and_counts_with_other_values_is_told_by_the_bytes(
+    reference: Reference, weighted: Path, tmp_path: Path
+) -> None:
+    path = name_imatrix(weighted / "m-Q4_K_M.gguf", tmp_path / "n.gguf", **NAMED)
+    given = read_importance(weighted / "i.gguf")
+    other = replace(given, means={name: v[:, ::-1].copy() for name, v in given.means.items()})
+    outcome = check_gguf_weights(evidence(reference, path), other)
+    assert outcome.verdict.reason.endswith(
+        "the imatrix given, 'i.gguf', may not be the one it was made with"
+    )
+    assert outcome.findings[0].message.startswith(("other bytes", "relative error"))
+
+
+def test_a_type_that_needs_the_imatrix_named_is_undecided_with_another(
+    reference: Reference, weighted: Path, tmp_path: Path
+) -> None:
+    imatrix = weighted / "i.gguf"
+    quantize(str(reference.folder), tmp_path, ["IQ2_XS"], name="m", imatrix=imatrix)
+    stated = {**NAMED, "chunks_count": 125}
+    path = name_imatrix(tmp_path / "m-IQ2_XS.gguf", tmp_path / "n.gguf", **stated)
+    outcome = check_gguf_weights(evidence(reference, path), read_importance(imatrix))
+    assert outcome.verdict.state is State.NOT_ENOUGH_EVIDENCE
+    assert "the one given is another, 'i.gguf' (14 entries, 1 chunk)" in outcome.verdict.reason
+
+
+@pytest.mark.parametrize("target", ["Q8_0", "Q4_K_M", "Q4_0"])
+def test_one_imatrix_for_several_files_is_used_on_those_that_were_made_with_it(
+    reference: Reference, weighted: Path, tmp_path: Path, target: str
+) -> None:
+    given = read_importance(weighted / "i.gguf")
+    quantize(str(reference.folder), tmp_path, [target], name="plain")
+    for path in (tmp_path / f"plain-{target}.gguf", weighted / "m-Q4_K_M.gguf"):
+        numbers = check_gguf_weights(evidence(reference, path), given).verdict.numbers
+        assert numbers["same_bytes"] == numbers["tensors"], path.name
+
+
+def test_an_imatrix_of_another_model_is_not_used(
+    reference: Reference, weighted: Path, tmp_path: Path
+) -> None:
+    given = read_importance(weighted / "i.gguf")
+    narrow = replace(given, means={name: v[:, :32] for name, v in given.means.items()})
+    quantize(str(reference.folder), tmp_path, ["Q4_K_M"], name="plain")
+    outcome = check_gguf_weights(evidence(reference, tmp_path / "plain-Q4_K_M.gguf"), narrow)
+    assert outcome.verdict.numbers["imatrix"] == "given, not what the file was made with"
     assert outcome.verdict.numbers["same_bytes"] == outcome.verdict.numbers["tensors"]

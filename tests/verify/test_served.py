@@ -117,7 +117,7 @@ def test_a_faithful_server_passes_and_its_files_are_not_vouched_for(
     assert report.state is State.PASS
     assert {"agreement", "tool_calls", "served_calls"} <= {o.check for o in report.outcomes}
     assert not {o.check for o in report.outcomes} & {*CHECKS_OF_FILES, "gguf_weights"}
-    assert report.not_checked == CHECKS_OF_FILES
+    assert report.not_checked == (*CHECKS_OF_FILES, "weights")
     assert report.engine is not None
     assert (report.engine.name, report.engine.version) == ("vllm", "9")
     numbers = outcome(report, "served_calls").verdict.numbers
@@ -225,7 +225,7 @@ def test_a_server_without_token_ids_is_judged_by_what_it_says(
     assert "gives no token ids" in outcome(report, "agreement").verdict.reason
     for name in ("tool_calls", "served_calls"):
         assert "as served, perhaps constrained" in outcome(report, name).verdict.reason
-    assert report.not_checked == (*CHECKS_OF_FILES, "portability", "log_probabilities")
+    assert report.not_checked == (*CHECKS_OF_FILES, "weights", "portability", "log_probabilities")
     assert report.unchecked[1] == "not checked: portability, log_probabilities"
     assert "portability" not in report.not_measured
     assert report.scores is not None

@@ -18,10 +18,11 @@ from convert.checkpoint import Checkpoint
 from convert.rendering import Tokenizer
 from quantize.compressed_table import TARGETS
 from quantize.job import quantize
-from tests.miniature import write_checkpoint
+from tests.families import CONFIGS, write_family
+from tests.miniature import write_checkpoint, write_tokenizer
 from tests.verify.conftest import evidence
 from tests.verify.damage import Edit, rewrite_gguf
-from tests.verify.lint.checkpoints import change_tensors, make
+from tests.verify.lint.checkpoints import change_quantization, change_tensors, make
 from verify.check import Outcome, State
 from verify.evidence import Reference
 from verify.structure import check_structure
@@ -118,6 +119,19 @@ def test_a_tensor_that_is_not_as_in_the_source(
         ("llama.block_count", 3),
         ("llama.attention.head_count_kv", 8),
         ("llama.context_length", 4096),
+        ("llama.rope.dimension_count", 16),
+        ("llama.attention.value_length", 64),
+        ("llama.rope.scaling.type", "yarn"),
+        ("llama.rope.scaling.factor", 4.0),
+        ("llama.rope.scaling.yarn_log_multiplier", 0.1),
+        ("llama.attention.sliding_window", 512),
+        ("llama.attention.causal", False),
+        ("llama.expert_count", 8),
+        ("llama.no_such_key", 1),
+        ("general.type", "adapter"),
+        ("general.quantization_version", 1),
+        ("general.sampling.top_p", 0.5),
+        ("general.sampling.temp", 0.1),
     ],
 )
 def test_a_header_that_contradicts_the_config(
@@ -125,6 +139,107 @@ def test_a_header_that_contradicts_the_config(
 ) -> None:
     path = rewrite_gguf(artifacts["F32"], tmp_path / "broken.gguf", fields=put(key, value))
     assert list(found(check_structure(evidence(reference, path)))) == [key]
+
+
+@pytest.mark.parametrize(
+    "stated",
+    [
+        {"llama.rope.scaling.type": "none", "llama.rope.scaling.factor": 1.0},
+        {"llama.attention.sliding_window": 0, "llama.attention.causal": True},
+        {"llama.expert_count": 0, "llama.expert_used_count": 0},
+        {"llama.attention.head_count_kv": [4, 4], "llama.feed_forward_length": [512, 512]},
+        {"qwen3.rope.freq_base": 1.0},
+    ],
+)
+def test_what_changes_nothing_that_is_computed_is_let_pass(
+    reference: Reference, artifacts: dict[str, Path], tmp_path: Path, stated: dict[str, Any]
+) -> None:
+    def edit(values: dict[str, Any]) -> None:
+        for key in stated:
+            values.pop(key, None)
+        values.update(stated)
+
+    path = rewrite_gguf(artifacts["F32"], tmp_path / "other.gguf", fields=edit)
+    outcome = check_structure(evidence(reference, path))
+    assert outcome.verdict.state is State.PASS, outcome.findings
+
+
+def without(*keys: str) -> Edit:
+    def edit(values: dict[str, Any]) -> None:
+        for key in keys:
+            del values[key]
+
+    return edit
+
+
+def test_keys_may_be_missing_where_llama_cpp_takes_the_same_value(
+    reference: Reference, artifacts: dict[str, Path], tmp_path: Path
+) -> None:
+    """As converters of other years left them out; the rope base is none of them."""
+    keys = ("attention.key_length", "attention.value_length", "rope.dimension_count", "vocab_size")
+    left_out = [f"llama.{key}" for key in keys] + ["general.sampling.top_p", "general.type"]
+    path = rewrite_gguf(artifacts["F32"], tmp_path / "old.gguf", fields=without(*left_out))
+    outcome = check_structure(evidence(reference, path))
+    assert outcome.verdict.state is State.PASS, outcome.findings
+    path = rewrite_gguf(path, tmp_path / "no.gguf", fields=without("llama.rope.freq_base"))
+    assert found(check_structure(evidence(reference, path))) == {
+        "llama.rope.freq_base": "is None, config.json says 500000.0"
+    }
+
+
+@pytest.mark.parametrize("kind", CONFIGS)
+def test_the_header_of_every_family_says_what_its_config_says(
+    reference: Reference, tmp_path: Path, kind: str
+) -> None:
+    (tmp_path / "vocabulary").mkdir()
+    write_tokenizer(tmp_path / "vocabulary")
+    source = write_family(tmp_path / "s", kind, tmp_path / "vocabulary", vocab_size=320)
+    quantize(str(source), tmp_path, ["Q8_0"], name="m")
+    base = replace(reference, checkpoint=Checkpoint.open(source))
+    outcome = check_structure(evidence(base, tmp_path / "m-Q8_0.gguf"))
+    assert outcome.verdict.state is State.PASS, outcome.findings
+
+
+def test_a_router_stays_in_sixteen_bits(reference: Reference, tmp_path: Path) -> None:
+    (tmp_path / "vocabulary").mkdir()
+    write_tokenizer(tmp_path / "vocabulary")
+    source = write_family(tmp_path / "s", "mixtral", tmp_path / "vocabulary", vocab_size=320)
+    quantize(str(source), tmp_path, ["W8A8"], name="m")
+    base = replace(reference, checkpoint=Checkpoint.open(source))
+    outcome = check_structure(evidence(base, tmp_path / "m-W8A8"))
+    assert outcome.verdict.state is State.PASS, outcome.findings
+    gate = "model.layers.0.block_sparse_moe.gate.weight"
+    change_tensors(tmp_path / "m-W8A8", lambda t: t.update({gate: t[gate].to(torch.int8)}))
+    assert f"{gate}_scale" in found(check_structure(evidence(base, tmp_path / "m-W8A8")))
+
+
+def test_every_attention_has_the_cache_scales_that_are_promised(
+    reference: Reference, tmp_path: Path
+) -> None:
+    folder = make("FP8_KV", tmp_path)
+    source = replace(reference, checkpoint=Checkpoint.open(tmp_path / "source"))
+    assert check_structure(evidence(source, folder)).verdict.state is State.PASS
+    k, v = (f"model.layers.1.self_attn.{letter}_scale" for letter in "kv")
+    beside = "model.layers.1.self_attn.k_proj.k_scale"
+    change_tensors(folder, lambda tensors: tensors.update({beside: tensors.pop(k)}))
+    assert check_structure(evidence(source, folder)).verdict.state is State.PASS
+    change_tensors(folder, lambda tensors: tensors.pop(v))
+    message = "missing; kv_cache_scheme promises it, and vLLM would compute with 1.0"
+    assert found(check_structure(evidence(source, folder))) == {v: message}
+    change_quantization(folder, lambda q: q["kv_cache_scheme"].update(dynamic=True))
+    assert check_structure(evidence(source, folder)).verdict.state is State.PASS
+
+
+def test_a_cache_scale_of_another_shape(reference: Reference, tmp_path: Path) -> None:
+    folder = make("FP8_KV", tmp_path)
+    source = replace(reference, checkpoint=Checkpoint.open(tmp_path / "source"))
+    name = "model.layers.0.self_attn.k_scale"
+    change_tensors(folder, lambda tensors: tensors.update({name: torch.ones(4).bfloat16()}))
+    assert found(check_structure(evidence(source, folder))) == {name: "shape [4], expected [1]"}
+    change_quantization(folder, lambda q: q["kv_cache_scheme"].update(strategy="attn_head"))
+    messages = found(check_structure(evidence(source, folder)))
+    assert name not in messages
+    assert messages["model.layers.0.self_attn.v_scale"] == "shape [1], expected [4]"
 
 
 def test_a_cut_file(reference: Reference, artifacts: dict[str, Path], tmp_path: Path) -> None:

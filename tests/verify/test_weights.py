@@ -13,7 +13,6 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from convert.checkpoint import Checkpoint
-from convert.errors import TensorError
 from quantize.job import quantize
 from tests.miniature import DTYPES, Shape, write_checkpoint
 from tests.peers import model_free_ptq
@@ -21,13 +20,13 @@ from tests.quantize.test_identity_fp8 import ROW, awkward_rows
 from tests.verify.conftest import evidence
 from tests.verify.lint.checkpoints import Tensors, change_tensors, make
 from tests.verify.test_verify import right, scripted, write_gate, write_suite
-from verify import weights
+from verify import source_rows
 from verify.artifact import Kind
 from verify.check import Outcome, State
 from verify.evidence import Reference
 from verify.rounding import rounding_ratios
 from verify.verify import verify
-from verify.weights import check_weights, is_fp8, measure_weights
+from verify.weights import check_weights, compare_folder
 
 Q, K = "model.layers.0.self_attn.q_proj", "model.layers.1.self_attn.k_proj"
 
@@ -90,9 +89,9 @@ def test_block_size_changes_nothing(
     block_values: int,
 ) -> None:
     with Checkpoint.open(artifacts["FP8_DYNAMIC"]) as stored:
-        whole = list(measure_weights(reference.checkpoint, stored, threads=1))
-        monkeypatch.setattr(weights, "BLOCK_VALUES", block_values)
-        assert list(measure_weights(reference.checkpoint, stored)) == whole
+        whole = compare_folder(reference.checkpoint, stored, threads=1)
+        monkeypatch.setattr(source_rows, "BLOCK_VALUES", block_values)
+        assert compare_folder(reference.checkpoint, stored) == whole
 
 
 def swap(tensors: Tensors) -> None:
@@ -181,16 +180,16 @@ def test_a_block_scale_moved_by_one_block(reference: Reference, tmp_path: Path) 
     assert "in 256 rows" in messages["model.layers.0.mlp.down_proj.weight"]
 
 
-def test_scales_of_no_granularity_are_refused(
+def test_scales_of_no_granularity_are_named(
     reference: Reference, artifacts: dict[str, Path], tmp_path: Path
 ) -> None:
     folder = Path(shutil.copytree(artifacts["FP8_DYNAMIC"], tmp_path / "broken"))
     change_tensors(folder, lambda t: t.update({f"{Q}.weight_scale": torch.ones(7).bfloat16()}))
-    with pytest.raises(TensorError, match=r"q_proj\.weight_scale: shape \[7\] fits no granularity"):
-        check_weights(evidence(reference, folder))
+    messages = found(check_weights(evidence(reference, folder)))
+    assert messages == {f"{Q}.weight": f"{Q}.weight_scale: shape [7]; expected [256, 1]"}
 
 
-def test_verify_looks_at_the_weights_of_an_fp8_folder_only(
+def test_verify_looks_at_the_weights_of_a_folder_and_of_a_gguf_by_checks_of_their_own(
     reference_folder: Path, artifacts: dict[str, Path], tmp_path: Path
 ) -> None:
     engines = scripted(reference_folder, dict.fromkeys(Kind, right))
@@ -209,18 +208,3 @@ def test_verify_looks_at_the_weights_of_an_fp8_folder_only(
     assert (whole.state, gguf.state, spoilt.state) == (State.PASS, State.PASS, State.FAIL)
     numbers = next(o for o in spoilt.outcomes if o.check == "weights").verdict.numbers
     assert numbers["worst_ratio"] is None, "there is no infinity in JSON"
-
-
-def test_matrices_of_other_formats_are_counted(reference: Reference, tmp_path: Path) -> None:
-    made = make("MXFP8", tmp_path)
-    outcome = check_weights(evidence(beside(reference, tmp_path / "source"), made))
-    assert outcome.verdict.state is State.NOT_ENOUGH_EVIDENCE
-    assert outcome.verdict.numbers["not_looked_at"] == 14
-
-
-def test_only_fp8_folders_are_looked_at(
-    reference_folder: Path, reference: Reference, artifacts: dict[str, Path]
-) -> None:
-    assert is_fp8(evidence(reference, artifacts["FP8_DYNAMIC"]).artifact)
-    assert not is_fp8(evidence(reference, artifacts["Q8_0"]).artifact)
-    assert not is_fp8(evidence(reference, reference_folder).artifact)

@@ -11,6 +11,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 
+from verify.layouts import cache_scale_places
 from verify.lint.finding import LintFinding
 from verify.lint.lints import finding
 from verify.stored_checkpoint import StoredCheckpoint
@@ -26,11 +27,7 @@ def lint_cache(stored: StoredCheckpoint) -> Iterator[LintFinding]:
         if last != "k_proj":
             continue
         for letter in ("k", "v"):
-            places = (
-                f"{attention}.{letter}_scale",
-                f"{attention}.{letter}_proj.{letter}_scale",
-                f"{attention}.{letter}_proj.output_scale",
-            )
+            places = cache_scale_places(attention, letter)
             if not any(place in stored.tensors for place in places):
                 expected = "a scale, says kv_cache_scheme"
                 yield finding("kv-scales-missing", places[0], "nothing", expected)

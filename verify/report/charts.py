@@ -3,8 +3,9 @@
 In: an `ArtifactReport`. Out: numbers in the units of an inline SVG, or None where the check that
 has them was not made. A drawing shows every point of its check: nothing is sampled or smoothed.
 
-    tensors   a bar a tensor, in file order: its relative error (GGUF), or its largest error over
-              the bound (FP8), or over the rounding floor (abliteration), from zero to the largest
+    tensors   a bar a tensor, in file order: its relative error (GGUF), or its error over the bound
+              (FP8), over that of our own encoding (other folders), or over the rounding floor
+              (abliteration), from zero to the largest
     spans     mean KL of each part of the replies with its interval, and the limit, on a logarithmic
               scale, as parts differ by powers of ten; what is below 1e-6 is at its left end
     triggers  margin of the first decision, the reference's across and the artifact's up; what lies
@@ -26,7 +27,7 @@ LEAST_KL = 1e-6
 SQUARE, SQUARE_EDGE = 260.0, 8.0
 _TENSORS = {
     "gguf_weights": ("error", "relative error"),
-    "weights": ("ratio", "largest error over its bound"),
+    "weights": ("ratio", "error over its bound (FP8), or over that of our own encoding"),
     "residue": ("ratio", "error along the direction over its rounding floor"),
 }
 

@@ -97,10 +97,11 @@ class ArtifactReport:
     """One artifact; engine and scores are None if it was not run.
 
     `not_checked` names checks that cannot be made of it, as its files are out of reach (the size is
-    then 0), the reference's weights are, or a server names no tokens. `not_measured` names those
-    for which the suite has no prompt. `confusion` counts call outcomes, {reference's: {artifact's:
-    count}}; `strata` counts them apart by kinds of reply and of prompt, where there are several.
-    `fit` is None where nothing can be said of memory.
+    then 0), the reference's weights are, or a server names no tokens; and weights that could not be
+    compared with the source's, with how many. `not_measured` names those for which the suite has no
+    prompt. `confusion` counts call outcomes, {reference's: {artifact's: count}}; `strata` counts
+    them apart by kinds of reply and of prompt, where there are several. `fit` is None where nothing
+    can be said of memory.
     """
 
     name: str

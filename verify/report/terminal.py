@@ -12,6 +12,7 @@ from rich.table import Table
 from rich.text import Text
 
 from convert.terminal import printable
+from verify.artifact import Kind
 from verify.check import Outcome, State, total_state
 from verify.report.contents import OF_FILES, ArtifactReport, Report
 
