@@ -38,7 +38,10 @@ _REASONING = re.compile(r"\s*<(think|scratch_pad)>(.*?)(?:(</\1>)|\Z)", re.DOTAL
 
 @dataclass(frozen=True, slots=True)
 class Block:
-    """From an opening tag to where reading goes on; `body` is all that stands in between."""
+    """From an opening tag to where reading goes on; `body` is all that stands in between.
+
+    `lost` says that something in it, or all of it, is no call and cannot be read as one.
+    """
 
     start: int
     end: int
@@ -47,6 +50,7 @@ class Block:
     calls: tuple[ToolCall, ...] = ()
     recovered: tuple[ToolCall, ...] = ()
     malformed: tuple[str, ...] = ()
+    lost: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -194,6 +198,7 @@ def _read_block(text: str, opening: re.Match[str]) -> Block:
         closed=closed,
         recovered=tuple(recovered),
         malformed=(*repairs, *reasons) or ("not a call",),
+        lost=not values or len(recovered) < len(values),
     )
 
 
