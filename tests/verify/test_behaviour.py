@@ -193,11 +193,22 @@ def test_the_table_of_words_counts_every_prompt_with_tools_once(reference: Refer
         (call(2), 0.5),
         ("no", 0.0),
         (call(1).replace('"f"', '"g"'), 0.0),
-        (call(2) + call(1), 0.5),
+        (call(2) + call(1), 1.0),
     ],
 )
 def test_the_share_of_arguments_kept(text: str, share: float) -> None:
     assert arguments_kept(answer(call(1)), answer(text)) == share
+
+
+def test_arguments_are_kept_in_whatever_order_the_calls_stand() -> None:
+    """By name and order the first two would be taken for each other, and all looks lost."""
+    assert arguments_kept(answer(call(1) + call(2)), answer(call(2) + call(1))) == 1
+    three = [call(n) for n in (1, 2, 3)]
+    other = call(3).replace("mm", "cm") + call(2) + call(9)
+    assert arguments_kept(answer("".join(three)), answer(other)) == 4 / 6
+    assert arguments_kept(answer(call(1) + call(2)), answer(call(2))) == 0.5
+    mixed = call(1) + call(1).replace('"f"', '"g"')
+    assert arguments_kept(answer(mixed), answer(mixed.replace("mm", "cm"))) == 0.5
 
 
 def test_arguments_of_no_call_are_no_number() -> None:
