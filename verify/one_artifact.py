@@ -34,6 +34,7 @@ from verify.engines import (
 from verify.evidence import Answer, Evidence, TeacherForced, ask, ask_served
 from verify.gguf_weights import check_gguf_weights
 from verify.logits import check_log_probabilities
+from verify.pair_outcomes import count_pairs
 from verify.portability import NAME as PORTABILITY
 from verify.portability import check_portability
 from verify.report.contents import ArtifactReport, Scores
@@ -98,6 +99,7 @@ def verify_one(
         not_checked=CHECKS_OF_FILES if artifact.served else (),
         not_measured=_not_measured(outcomes) if answered else (),
         confusion=answered.confusion if answered else {},
+        pairs=answered.pairs if answered else {},
         differences=answered.differences if answered else (),
         strata=answered.strata if answered else (),
         fit=fit_report(artifact) if outcomes[0].verdict.state is not State.FAIL else None,
@@ -125,6 +127,7 @@ class _Answered:
     info: EngineInfo
     scores: Scores
     confusion: dict[str, dict[str, int]]
+    pairs: dict[str, int]
     differences: tuple[Difference, ...]
     strata: tuple[Stratum, ...]
 
@@ -144,6 +147,7 @@ def _look_at_answers(evidence: Evidence, found: _Found) -> _Answered:
         found.info,
         scores(reference, found.answers),
         confusion(reference.conversations, pairs),
+        count_pairs(reference.conversations, pairs, evidence.thresholds.tier),
         tuple(differences(reference.conversations, pairs, evidence.thresholds.tier)),
         strata(reference.conversations, pairs, evidence.thresholds.tier),
     )

@@ -18,7 +18,7 @@ from verify.engines import EngineInfo
 from verify.statistics import Rate
 from verify.strata import Stratum
 
-SCHEMA_VERSION = 3
+SCHEMA_VERSION = 4
 OF_FILES = ("structure", "tokens", "templates", "weights", "gguf_weights")
 """Checks of the files alone; all others need a run."""
 
@@ -98,7 +98,8 @@ class ArtifactReport:
 
     `not_checked` names checks that cannot be made of it, as its files are out of reach; the size is
     then 0. `not_measured` names those for which the suite has no prompt. `confusion` counts call
-    outcomes, {reference's: {artifact's: count}}; `strata` counts them apart for replies with and
+    outcomes, {reference's: {artifact's: count}}; `pairs` what became of the reference's replies, by
+    word (`pair_outcomes.py`); `strata` counts them apart for replies with and
     without reasoning, where any reply has it. `fit` is None where nothing can be said of memory.
     """
 
@@ -118,6 +119,7 @@ class ArtifactReport:
     differences: tuple[Difference, ...] = ()
     fit: Fit | None = None
     strata: tuple[Stratum, ...] = ()
+    pairs: Mapping[str, int] = field(default_factory=dict)
 
 
 @dataclass(frozen=True, slots=True)
