@@ -28,6 +28,7 @@ import numpy as np
 
 from convert.conversation import Conversation
 from quantize.abliteration.refusals import looks_like_refusal
+from verify.bootstrap import mean_by_prompt
 from verify.call_outcomes import (
     LOST,
     CallOutcome,
@@ -41,7 +42,7 @@ from verify.check import Finding, Number, Outcome, State, Verdict
 from verify.equality import Due, Tier
 from verify.evidence import Answer, Evidence
 from verify.scoring import is_valid_json, score
-from verify.statistics import Flips, count_flips, mean_by_prompt
+from verify.statistics import Flips, count_flips
 
 FINDINGS_SHOWN = 20
 _PREVIEW = 200

@@ -23,6 +23,7 @@ from dataclasses import dataclass, replace
 
 import numpy as np
 
+from verify.bootstrap import Mean, mean_by_prompt
 from verify.check import Finding, Number, Outcome, Point, State, Verdict, finite, total_state
 from verify.distributions import kl_per_token, trigger_margin
 from verify.engines.log_probabilities import Floats, Scored
@@ -30,7 +31,7 @@ from verify.evidence import Evidence, Reference, TeacherForced
 from verify.gate import Thresholds
 from verify.noise_floor import Floor, check_noise_floor, measure_floor
 from verify.spans import Span, label_tokens
-from verify.statistics import Mean, count, mean_by_prompt
+from verify.statistics import count
 from verify.teacher_forcing import watched_ids
 
 FINDINGS_SHOWN = 20

@@ -13,6 +13,7 @@ import pytest
 from tests.verify.conftest import NANO
 from tests.verify.run_breakages import RUN_BREAKAGES
 from verify.artifact import Artifact, open_artifact
+from verify.bootstrap import mean_by_prompt
 from verify.check import Outcome, State
 from verify.engines import StatedScale, WatchingEngine
 from verify.engines.log_probabilities import Scored
@@ -23,7 +24,6 @@ from verify.logits import check_log_probabilities
 from verify.report.contents import plain
 from verify.scales import check_scales
 from verify.spans import Span, label_characters, label_tokens
-from verify.statistics import mean_by_prompt
 from verify.teacher_forcing import score_artifact, watched_ids
 
 ALL = ["noise_floor", "chat_kl", "reply_kl", "trigger", "log_prob", "long_context"]
