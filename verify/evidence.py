@@ -48,7 +48,8 @@ class TeacherForced:
 
     `scored` is parallel to `conversations`, the indices of those that were taken. Only for the
     reference, some of them once more, whose positions in `scored` are `again`: `alone`, each in a
-    batch of its own, and `narrow`, computed in 16 bits (none if the engine cannot).
+    batch of its own, and `narrow`, computed in 16 bits (none if the engine cannot), the long text
+    too. `answered_alone` and `answered_narrow` are its greedy replies to those, as ids.
     """
 
     conversations: tuple[int, ...]
@@ -57,6 +58,9 @@ class TeacherForced:
     again: tuple[int, ...] = ()
     alone: tuple[Scored, ...] = ()
     narrow: tuple[Scored, ...] = ()
+    long_narrow: Scored | None = None
+    answered_alone: tuple[tuple[int, ...], ...] = ()
+    answered_narrow: tuple[tuple[int, ...], ...] = ()
 
     @property
     def scored_again(self) -> tuple[Scored, ...]:

@@ -32,7 +32,7 @@ import numpy.typing as npt
 
 from convert.checkpoint import Checkpoint
 
-FORM = 3
+FORM = 4
 """Raised when what is computed or kept changes."""
 PACKAGES = ("torch", "transformers", "tokenizers", "compressed-tensors")
 SIDE_FILES = ("config.json", "generation_config.json")

@@ -46,7 +46,7 @@ def run_reference(
     try:
         reference = run.answer(reference, max_new_tokens, on_progress)
         reference = run.answer_later(reference, max_new_tokens, on_progress)
-        return run.force(reference, on_progress)
+        return run.force(reference, max_new_tokens, on_progress)
     finally:
         run.close()
 
@@ -120,8 +120,10 @@ class _Run:
                 answers=(*reference.answers, *last.answers),
             )
 
-    def force(self, reference: Reference, on_progress: OnProgress | None) -> Reference:
-        """The log-probabilities along the answers."""
+    def force(
+        self, reference: Reference, max_new_tokens: int, on_progress: OnProgress | None
+    ) -> Reference:
+        """The log-probabilities along the answers, and some answers once more."""
         assert reference.engine is not None
         chosen = choose(reference)
         if LOG_PROBABILITIES not in reference.engine.capabilities or not chosen:
@@ -132,12 +134,14 @@ class _Run:
             "passages": [[p.ids, p.start] for p in passages],
             "top": TOP,
             "always": watched_ids(reference),
+            "max_new_tokens": max_new_tokens,
+            "stop_ids": sorted(stop_ids(reference.checkpoint, reference.tokenizer)),
         }
         kept = self._cache.read("scores", asked) if self._cache else None
         if kept is not None:
             return replace(reference, forced=_decode_forced(kept, chosen))
         assert isinstance(self.engine, ScoringEngine)
-        forced = score_reference(self.engine, reference, on_progress)
+        forced = score_reference(self.engine, reference, max_new_tokens, on_progress)
         if self._cache:
             self._cache.write("scores", asked, _encode_forced(forced))
         return replace(reference, forced=forced)
@@ -166,14 +170,19 @@ def _unpack(stored: Arrays) -> list[list[int]]:
 
 
 def _encode_forced(forced: TeacherForced) -> Arrays:
-    """Every field of every Scored, one after the other, the rows each has, which came again."""
-    everything = (*forced.scored, forced.long, *forced.alone, *forced.narrow)
+    """Every field of every Scored, one after the other, the rows each has, which came again.
+
+    The long text in 16 bits comes last, and is there if anything is in 16 bits. So with replies.
+    """
+    narrow = forced.narrow if forced.long_narrow is None else (*forced.narrow, forced.long_narrow)
+    everything = (*forced.scored, forced.long, *forced.alone, *narrow)
     rows = np.array([len(scored.targets) for scored in everything], np.int64)
     stacked = {
         field.name: np.concatenate([getattr(scored, field.name) for scored in everything])
         for field in fields(Scored)
     }
-    return {**stacked, "rows": rows, "again": np.array(forced.again, np.int64)}
+    replies = _pack((*forced.answered_alone, *forced.answered_narrow))
+    return {**stacked, **replies, "rows": rows, "again": np.array(forced.again, np.int64)}
 
 
 def _decode_forced(stored: Arrays, chosen: tuple[int, ...]) -> TeacherForced:
@@ -182,12 +191,16 @@ def _decode_forced(stored: Arrays, chosen: tuple[int, ...]) -> TeacherForced:
     everything = tuple(Scored(*part) for part in parts)
     count = len(chosen)
     again = tuple(stored["again"].tolist())
-    narrow = count + 1 + len(again)
+    narrow = everything[count + 1 + len(again) :]
+    replies = tuple(map(tuple, _unpack(stored)))
     return TeacherForced(
         conversations=chosen,
         scored=everything[:count],
         long=everything[count],
         again=again,
-        alone=everything[count + 1 : narrow],
-        narrow=everything[narrow:],
+        alone=everything[count + 1 : count + 1 + len(again)],
+        narrow=narrow[: len(again)],
+        long_narrow=narrow[-1] if narrow else None,
+        answered_alone=replies[: len(again)],
+        answered_narrow=replies[len(again) :],
     )

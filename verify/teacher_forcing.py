@@ -16,9 +16,10 @@ at one token is a difference of weights there and not the echo of an earlier one
 Of an engine that pays for a token scored as for one generated (BY_STEPS), only the last PROMPT_END
 tokens of those prompts are asked: the end of the question, and the turn of the assistant.
 
-AGAIN of those conversations, spread evenly too, are scored twice more, for the noise floor: each in
-a batch of its own, and in 16 bits, as the checkpoint itself is served. That adds a fifth to the
-whole.
+AGAIN of the conversations whose prompts are scored, spread evenly too, are scored twice more, and
+answered twice more, for the noise floor: each in a batch of its own, and in 16 bits, as the
+checkpoint itself is served; the long text in 16 bits. All of them have a prompt and a reply, so
+that each of the two has a floor of its own.
 
 Wrong rope frequencies or a wrong base leave short text nearly alone; the long one shows them.
 """
@@ -26,9 +27,11 @@ Wrong rope frequencies or a wrong base leave short text nearly alone; the long o
 from __future__ import annotations
 
 from dataclasses import replace
+from functools import partial
 from itertools import cycle
 
 from convert.errors import ServerError, UnsupportedError
+from convert.rendering import stop_ids
 from verify.engines import (
     BY_STEPS,
     LOG_PROBABILITIES,
@@ -52,22 +55,39 @@ PROMPT_END = 64
 
 
 def score_reference(
-    engine: ScoringEngine, reference: Reference, on_progress: OnProgress | None = None
+    engine: ScoringEngine,
+    reference: Reference,
+    max_new_tokens: int,
+    on_progress: OnProgress | None = None,
 ) -> TeacherForced:
     """The reference along its own text; it picks the candidates, and may end up in 16 bits."""
     chosen = choose_conversations(reference)
     passages = [make_passage(reference, index, chosen) for index in chosen]
     always = watched_ids(reference)
     scored = engine.score(passages, top=TOP, always=always, on_progress=on_progress)
-    positions = spread(len(chosen), AGAIN)
-    again = [_with_candidates(passages[i], scored[i]) for i in positions]
-    alone = [engine.score([passage], top=TOP)[0] for passage in again]
     (long,) = engine.score([long_passage(reference)], top=TOP)
-    narrow: list[Scored] = []
-    if isinstance(engine, NarrowingEngine):
-        engine.narrow()
-        narrow = engine.score(again, top=TOP)
-    return TeacherForced(chosen, tuple(scored), long, tuple(positions), tuple(alone), tuple(narrow))
+    positions = choose_again(len(chosen))
+    again = [_with_candidates(passages[i], scored[i]) for i in positions]
+    prompts = [reference.prompts[chosen[i]] for i in positions]
+    stops = stop_ids(reference.checkpoint, reference.tokenizer)
+    answer = partial(engine.generate, max_new_tokens=max_new_tokens, stop_ids=stops)
+    found = TeacherForced(
+        chosen,
+        tuple(scored),
+        long,
+        again=positions,
+        alone=tuple(engine.score([passage], top=TOP)[0] for passage in again),
+        answered_alone=tuple(tuple(answer([prompt])[0]) for prompt in prompts),
+    )
+    if not isinstance(engine, NarrowingEngine):
+        return found
+    engine.narrow()
+    return replace(
+        found,
+        narrow=tuple(engine.score(again, top=TOP)),
+        long_narrow=engine.score([_with_candidates(long_passage(reference), long)], top=TOP)[0],
+        answered_narrow=tuple(map(tuple, answer(prompts))),
+    )
 
 
 def score_artifact(
@@ -105,8 +125,19 @@ def choose_conversations(reference: Reference) -> tuple[int, ...]:
 def make_passage(reference: Reference, index: int, chosen: tuple[int, ...]) -> Passage:
     """A prompt and its answer; scored from the answer on, or whole for PROMPTS of them."""
     prompt = tuple(reference.prompts[index])
-    whole = index in {chosen[i] for i in spread(len(chosen), PROMPTS)}
+    whole = index in {chosen[i] for i in _whole(len(chosen))}
     return Passage((*prompt, *reference.answers[index].ids), 1 if whole else len(prompt))
+
+
+def _whole(chosen: int) -> list[int]:
+    """Positions of those that are scored from their prompts on."""
+    return spread(chosen, PROMPTS)
+
+
+def choose_again(chosen: int) -> tuple[int, ...]:
+    """Positions of those that are scored and answered again, all of them whole."""
+    whole = _whole(chosen)
+    return tuple(whole[place] for place in spread(len(whole), AGAIN))
 
 
 def long_passage(reference: Reference) -> Passage:
@@ -126,9 +157,12 @@ def long_passage(reference: Reference) -> Passage:
 
 
 def watched_ids(reference: Reference) -> tuple[int, ...]:
-    """The tokens whose log-probability is kept everywhere: the one that opens a tool call."""
+    """The token whose log-probability is kept everywhere: the one that opens a tool call.
+
+    Where the tag is several tokens it is the first of them, which other replies may begin with too.
+    """
     token = reference.tokenizer.token_id(OPEN)
-    return () if token is None else (token,)
+    return tuple(reference.tokenizer.encode(OPEN)[:1]) if token is None else (token,)
 
 
 def _end_of(passage: Passage, rows: int) -> Passage:
