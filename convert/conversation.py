@@ -118,10 +118,15 @@ class Conversation:
     turn: int = 1
     template_kwargs: JsonObject = field(default_factory=dict)
 
+    @property
+    def first_id(self) -> str:
+        """The id of the first turn, which all turns of a conversation share."""
+        return self.id if self.turn == 1 else self.id.removesuffix(f"#{self.turn}")
+
     def later_ids(self) -> tuple[str, ...]:
         """The ids of the turns that come after this one: `c#2` and `c#3` of a first one, `c`."""
-        first = self.id if self.turn == 1 else self.id.removesuffix(f"#{self.turn}")
-        return tuple(f"{first}#{self.turn + 1 + place}" for place in range(len(self.then)))
+        numbers = range(self.turn + 1, self.turn + 1 + len(self.then))
+        return tuple(f"{self.first_id}#{number}" for number in numbers)
 
 
 def read_conversations(path: Path) -> list[Conversation]:

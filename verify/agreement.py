@@ -14,6 +14,11 @@ one. The gate is on `same_calls`, because that is what a release must not change
 one: it asks whether an artifact is plainly broken. The 95 % Wilson interval must lie above the
 gate's floor: pass if its lower end does, fail if even its upper end is below, else not enough
 evidence. With no disagreement at all, 35 conversations with tools are needed to reach 0.90.
+
+A reply of the reference that was cut off at the limit of tokens has not said yet what it calls, and
+one of the artifact's that is the same so far shows nothing. Such pairs do not count towards a pass:
+the floor must be reached without them. Beside the rate stands the reference's own, alone and in 16
+bits, on the few conversations that it answers again (`asked_again.py`).
 """
 
 from __future__ import annotations
@@ -23,11 +28,13 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
 from convert.conversation import Conversation
+from verify.asked_again import answers_again
 from verify.check import Finding, Number, Outcome, Point, State, Verdict
 from verify.equality import Tier, tier_of_replies, within
 from verify.evidence import Answer, Evidence
 from verify.gate import Thresholds
-from verify.statistics import Rate, count
+from verify.pair_outcomes import same_text
+from verify.statistics import Rate, count, say_needed
 
 NAME = "agreement"
 FINDINGS_SHOWN = 20
@@ -52,11 +59,20 @@ def check_agreement(evidence: Evidence, /) -> Outcome:
             strict=True,
         )
     ]
-    calls = count([pair.same_calls(asked.tier) for pair in pairs if pair.conversation.tools])
+    with_tools = [pair for pair in pairs if pair.conversation.tools]
+    calls = count([pair.same_calls(asked.tier) for pair in with_tools])
+    shown = count([pair.same_calls(asked.tier) and pair.ours.finished for pair in with_tools])
     text = count([same_text(pair.ours, pair.theirs) for pair in pairs])
     state = calls.decide(asked.same_calls)
-    numbers = _numbers(calls, text, asked.same_calls) | {"equality": asked.tier.value}
-    verdict = Verdict(state, _reason(state, calls, asked), numbers)
+    if state is State.PASS and shown.decide(asked.same_calls) is not State.PASS:
+        state = State.NOT_ENOUGH_EVIDENCE
+    numbers = _numbers(calls, shown, text, asked.same_calls) | {"equality": asked.tier.value}
+    again = answers_again(evidence.reference, asked.tier)
+    numbers |= again.numbers() if again else {}
+    reason = _reason(state, calls, shown, asked)
+    if again:
+        reason += f"; the reference makes its own again in {again}"
+    verdict = Verdict(state, reason, numbers)
     findings = list(_differences(pairs, asked.tier))
     return Outcome(NAME, verdict, tuple(findings[:FINDINGS_SHOWN]), _by_tier(pairs))
 
@@ -81,26 +97,30 @@ def _by_tier(pairs: Sequence[_Pair]) -> tuple[Point, ...]:
     return tuple(Point(tier or "none", {"replies": found[tier]}) for tier in (*Tier, None))
 
 
-def same_text(ours: Answer, theirs: Answer) -> bool:
-    """Whether two answers are the same tokens."""
-    return ours.ids == theirs.ids
-
-
-def _reason(state: State, calls: Rate, asked: Thresholds) -> str:
+def _reason(state: State, calls: Rate, shown: Rate, asked: Thresholds) -> str:
     low, high = calls.interval
     floor = asked.same_calls
-    shown = (
+    text = (
         f"same calls ({asked.tier}) {calls.hits} of {calls.total},"
         f" 95 % interval {low:.3f} to {high:.3f}"
     )
     if not calls.total:
-        return "no conversation with tools in the suite"
-    if state is State.NOT_ENOUGH_EVIDENCE:
-        return f"{shown}, which holds the floor {floor:.2f}: more prompts are needed"
-    return f"{shown}; floor {floor:.2f}"
+        return (
+            "no conversation with tools in the suite:"
+            f" {say_needed(calls.needed(floor), calls.total)}"
+        )
+    if state is not State.NOT_ENOUGH_EVIDENCE:
+        return f"{text}; floor {floor:.2f}"
+    if calls.decide(floor) is State.PASS:
+        return (
+            f"{text}; floor {floor:.2f}, but in {calls.hits - shown.hits} of them the reference's"
+            " reply is cut off before it ends: longer replies are needed (max_new_tokens)"
+        )
+    needed = say_needed(calls.needed(floor), calls.total)
+    return f"{text}, which holds the floor {floor:.2f}: {needed}"
 
 
-def _numbers(calls: Rate, text: Rate, floor: float) -> dict[str, Number]:
+def _numbers(calls: Rate, shown: Rate, text: Rate, floor: float) -> dict[str, Number]:
     low, high = calls.interval
     text_low, text_high = text.interval
     return {
@@ -110,6 +130,8 @@ def _numbers(calls: Rate, text: Rate, floor: float) -> dict[str, Number]:
         "same_calls_low": low,
         "same_calls_high": high,
         "floor": floor,
+        "prompts_needed": calls.needed(floor),
+        "same_calls_cut_off": calls.hits - shown.hits,
         "same_text": text.hits,
         "conversations": text.total,
         "same_text_rate": text.value,

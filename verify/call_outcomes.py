@@ -19,7 +19,8 @@ expects; where it states nothing, what the reference does. With calls due:
 The first four are the tiers of `equality.py`; which of them is right, the gate says. With none due,
 a call is a *spurious call*, a flawed one is malformed, and the others keep their words. A refusal
 in place of a call is a lost call like any other, and so is reasoning without an end, whatever
-stands in it.
+stands in it. What an artifact's reply is beside its reference's, due or not, `pair_outcomes.py`
+says.
 """
 
 from __future__ import annotations
@@ -28,7 +29,9 @@ from collections import Counter
 from collections.abc import Sequence
 from enum import StrEnum
 
-from convert.conversation import Conversation
+import numpy as np
+
+from convert.conversation import Conversation, ToolCall
 from quantize.abliteration.refusals import looks_like_refusal
 from verify.equality import Due, Tier, Tools, tier_of_calls, within
 from verify.evidence import Answer
@@ -119,19 +122,30 @@ def confusion(
 def arguments_kept(ours: Answer, theirs: Answer) -> float | None:
     """The share of the reference's arguments that the artifact repeats; None without a call.
 
-    Calls are taken by function and in order; an argument counts if its value is equal as JSON. A
-    call without arguments counts as one, so that losing it shows.
+    Calls of one function are paired so that most arguments are kept, in whatever order they stand;
+    an argument counts if its value is equal as JSON. A call without arguments counts as one, so
+    that losing it shows.
     """
-    left = list(theirs.reply.calls)
-    kept = total = 0
-    for call in ours.reply.calls:
-        at = next((i for i, other in enumerate(left) if other.name == call.name), None)
-        found = left.pop(at).arguments if at is not None else None
-        total += max(len(call.arguments), 1)
-        if found is not None:
-            kept += not call.arguments
-            kept += sum(
-                key in found and canonical_json(found[key]) == canonical_json(value)
-                for key, value in call.arguments.items()
-            )
-    return kept / total if total else None
+    calls, others = ours.reply.calls, theirs.reply.calls
+    if not calls:
+        return None
+    kept = sum(_most_kept(name, calls, others) for name in {call.name for call in calls})
+    return kept / sum(max(len(call.arguments), 1) for call in calls)
+
+
+def _most_kept(name: str, ours: Sequence[ToolCall], theirs: Sequence[ToolCall]) -> int:
+    """Arguments kept in all calls of one function, at best."""
+    from scipy.optimize import linear_sum_assignment  # half a second to import
+
+    first, second = ([call for call in calls if call.name == name] for calls in (ours, theirs))
+    kept = np.array([[_kept(one, other) for other in second] for one in first], dtype=np.int64)
+    return int(kept[linear_sum_assignment(kept, maximize=True)].sum())
+
+
+def _kept(ours: ToolCall, theirs: ToolCall) -> int:
+    if not ours.arguments:
+        return 1
+    return sum(
+        key in theirs.arguments and canonical_json(theirs.arguments[key]) == canonical_json(value)
+        for key, value in ours.arguments.items()
+    )

@@ -10,10 +10,10 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from convert.conversation import Conversation
-from verify.agreement import same_text
 from verify.call_outcomes import call_outcome, calls_due
 from verify.equality import Tier, tier_of_replies, within
 from verify.evidence import Answer
+from verify.pair_outcomes import pair_outcome, same_text
 
 
 @dataclass(frozen=True, slots=True)
@@ -21,7 +21,7 @@ class Difference:
     """One prompt; `asked` is its last message, outcomes are empty where no call can be made.
 
     `equal` is the strictest tier in which both make the same calls, empty if there is none or
-    nothing to compare.
+    nothing to compare; `pair` the word for what the artifact made of the reference's reply.
     """
 
     id: str
@@ -33,6 +33,7 @@ class Difference:
     reference_outcome: str
     artifact_outcome: str
     equal: str = ""
+    pair: str = ""
 
 
 def differences(
@@ -64,4 +65,5 @@ def _difference(
         reference_outcome="" if due is None else call_outcome(due, ours, tools).value,
         artifact_outcome="" if due is None else call_outcome(due, theirs, tools).value,
         equal=tier.value if tier is not None and ours.reply.blocks else "",
+        pair=pair_outcome(ours, theirs, tools, equality).value,
     )

@@ -16,6 +16,10 @@ Calls are sets in every tier: any order, each as often as in the other, matched 
 call could be several of the others. Which tier a gate accepts is its own word (`equality`, json
 unless it says otherwise); a looser one is reported, so that a reader sees whether `2` became `3` or
 `2.0`. Where an answer lists accepted values there are two tiers, json and bfcl.
+
+Of two replies there is more to compare than calls. What was meant as a call and cannot be read as
+one, and reasoning that never comes to an answer, leave no calls on either side: such replies are
+equal only where the same is written, and otherwise in no tier.
 """
 
 from __future__ import annotations
@@ -78,8 +82,13 @@ def tier_of_calls(due: Due, calls: Sequence[ToolCall], tools: Tools = ()) -> Tie
 
 def tier_of_replies(ours: Reply, theirs: Reply, tools: Tools = ()) -> Tier | None:
     """The strictest tier in which two replies make the same calls and write them equally well."""
+    if ours.unfinished or theirs.unfinished:
+        same = ours.unfinished is theirs.unfinished and ours.reasoning == theirs.reasoning
+        return Tier.BYTE if same else None
     if bool(ours.malformed) != bool(theirs.malformed):
         return None
+    if _loses_calls(ours) or _loses_calls(theirs):
+        return Tier.BYTE if _unread(ours) == _unread(theirs) else None
     recovered = tier_of_calls(ours.recovered, theirs.recovered, tools)
     valid = tier_of_calls(ours.calls, theirs.calls, tools)
     if valid is None or recovered is None:
@@ -87,6 +96,17 @@ def tier_of_replies(ours: Reply, theirs: Reply, tools: Tools = ()) -> Tier | Non
     if _written(ours) == _written(theirs):
         return Tier.BYTE
     return max(valid, recovered, key=_ORDER.index)
+
+
+def _loses_calls(reply: Reply) -> bool:
+    """Whether something in it was meant as a call and is neither valid nor recovered."""
+    return any(block.lost for block in reply.blocks) or (reply.malformed != () and not reply.blocks)
+
+
+def _unread(reply: Reply) -> tuple[object, ...]:
+    """All that can be compared where calls cannot: what is wrong, and what is written."""
+    around = () if reply.blocks else (reply.reasoning, reply.text)
+    return (reply.malformed, _written(reply), around)
 
 
 def _written(reply: Reply) -> list[tuple[str, bool]]:

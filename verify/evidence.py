@@ -53,7 +53,8 @@ class TeacherForced:
     `scored` is parallel to `conversations`, the indices of those that were taken. `long` has no
     tokens where `no_long` says why they could not be had. Only for the
     reference, some of them once more, whose positions in `scored` are `again`: `alone`, each in a
-    batch of its own, and `narrow`, computed in 16 bits (none if the engine cannot).
+    batch of its own, and `narrow`, computed in 16 bits (none if the engine cannot), the long text
+    too. `answered_alone` and `answered_narrow` are its greedy replies to those, as ids.
     """
 
     conversations: tuple[int, ...]
@@ -62,6 +63,9 @@ class TeacherForced:
     again: tuple[int, ...] = ()
     alone: tuple[Scored, ...] = ()
     narrow: tuple[Scored, ...] = ()
+    long_narrow: Scored | None = None
+    answered_alone: tuple[tuple[int, ...], ...] = ()
+    answered_narrow: tuple[tuple[int, ...], ...] = ()
     no_long: str = ""
 
     @property

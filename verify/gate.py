@@ -6,6 +6,7 @@ whole, so that what applied can be read in one place; its last class must be for
 ("*").
 
 `equality` is how equal calls must be to count as the same: json unless the file says otherwise.
+`drops.same_json` bounds what differs from the reference, not what is wrong.
 
 The defaults and their sources are explained in docs/gates.md. A number of zero would never be
 reached by any number of prompts, so margins lie between 0 and 1, both left out. `kl` is in nats a
@@ -27,6 +28,7 @@ from verify.suite import FOLDER
 FILE_NAME = "gate.yaml"
 DEFAULTS = Path(__file__).with_name(FILE_NAME)
 EVERY_TYPE = "*"
+WIDER = 3
 Share = Annotated[float, Field(gt=0, lt=1)]
 
 
@@ -40,6 +42,7 @@ class Drops(BaseModel):
     malformed_calls: Share
     portability: Share
     json_mode: Share
+    same_json: Share
     wrong_refusals: Share
     missing_refusals: Share
 
@@ -60,6 +63,14 @@ class Thresholds(BaseModel):
     def tier(self) -> Tier:
         """The loosest tier in which two sets of calls count as equal."""
         return Tier(self.equality)
+
+    @property
+    def wide_kl(self) -> float:
+        """The limit for one part of the replies and for the one long text, which have few tokens.
+
+        A wrong rope base costs the long text more than 1 nat a token.
+        """
+        return WIDER * self.kl
 
 
 class Gate(BaseModel):

@@ -4,13 +4,14 @@ In: `Evidence` whose reference and artifact were both scored (`teacher_forcing.p
 
     chat_kl       mean KL divergence over prompts' tokens
     reply_kl      the same over the reference's replies, and over each part of them (`spans.py`)
-    trigger       the decision at a reply's first token: a tool call or not; how many turn
+    trigger       the decision to call or not, where the answer begins (`trigger.py`)
     log_prob      mean log-probability that is lost on the reference's replies
     long_context  mean KL divergence beyond the length the rope was made for
 
-Means are a token; their 95 % intervals come from resampling prompts, because the tokens of a prompt
-are not independent. A mean passes if its interval is within the limit, fails if the interval is
-beyond it. What the reference differs by from itself is added to every limit (`noise_floor.py`).
+Means are a token; their 95 % intervals come from resampling conversations (`bootstrap.py`). A mean
+passes if its interval is within the limit, fails if the interval is beyond it, and is otherwise not
+enough evidence, with the number of prompts that would be. What the reference differs by from itself
+is added to every limit, over prompts, replies and the long text apart (`noise_floor.py`).
 
 The limits reject broken artifacts. They do not rank good ones: near the reference, KL divergence no
 longer predicts scores (arXiv 2606.19558), which is why answers are compared as well.
@@ -18,27 +19,23 @@ longer predicts scores (arXiv 2606.19558), which is why answers are compared as 
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 
 import numpy as np
 
-from verify.check import Finding, Number, Outcome, Point, State, Verdict, finite, total_state
-from verify.distributions import kl_per_token, trigger_margin
+from verify.bootstrap import LEAST, Mean, mean_by_prompt
+from verify.check import Finding, Number, Outcome, State, Verdict, total_state
+from verify.distributions import kl_per_token
 from verify.engines.log_probabilities import Floats, Scored
 from verify.evidence import Evidence, Reference, TeacherForced
 from verify.gate import Thresholds
 from verify.noise_floor import Floor, check_noise_floor, measure_floor
 from verify.spans import Span, label_tokens
-from verify.statistics import Mean, count, mean_by_prompt
-from verify.teacher_forcing import watched_ids
+from verify.statistics import say_needed
+from verify.trigger import check_trigger
 
 FINDINGS_SHOWN = 20
-WIDER = 3
-"""One part of a reply, and the one long text, have few tokens: their limit is so many times `kl`. A
-wrong rope base costs the long text more than 1 nat."""
-MIN_PROMPTS_OF_SPAN = 8
-"""Fewer prompts than this with a part of replies in them do not decide about it."""
 
 
 def check_log_probabilities(evidence: Evidence, /) -> tuple[Outcome, ...]:
@@ -48,12 +45,16 @@ def check_log_probabilities(evidence: Evidence, /) -> tuple[Outcome, ...]:
         return (Outcome("log_probabilities", Verdict(State.NOT_ENOUGH_EVIDENCE, forced)),)
     if base is None or forced is None:
         return ()
-    pairs = _Pairs(
-        evidence.reference, evidence.thresholds, _as_far(base, forced), forced, measure_floor(base)
+    reference, asked = evidence.reference, evidence.thresholds
+    pairs = _Pairs(reference, asked, _as_far(base, forced), forced, measure_floor(reference))
+    return (
+        check_noise_floor(reference, asked),
+        check_chat_kl(pairs),
+        check_reply_kl(pairs),
+        check_trigger(reference, asked, pairs.replies()),
+        check_log_prob(pairs),
+        check_long_context(pairs),
     )
-    checks = (check_chat_kl, check_reply_kl, check_trigger, check_log_prob, check_long_context)
-    floor = check_noise_floor(base, evidence.thresholds)
-    return (floor, *(check(pairs) for check in checks))
 
 
 def _as_far(base: TeacherForced, forced: TeacherForced) -> TeacherForced:
@@ -85,92 +86,77 @@ class _Pairs:
             for rows in (slice(-len(self.reference.answers[index].ids), None),)
         ]
 
-    def noise(self) -> float:
-        """What the reference differs by from itself: added to every limit."""
-        return self.floor.nats
+    def mean(self, found: Sequence[tuple[int, Floats]]) -> Mean:
+        """Of values by conversation, those without a value left out."""
+        kept = [(index, values) for index, values in found if values.size]
+        names = [self.reference.conversations[index].first_id for index, _ in kept]
+        return mean_by_prompt([values for _, values in kept], names)
 
 
 def check_chat_kl(pairs: _Pairs) -> Outcome:
     """KL divergence over the prompts that were scored whole."""
-    found: list[Floats] = []
+    found = []
     for index, ours, theirs in zip(
         pairs.base.conversations, pairs.base.scored, pairs.forced.scored, strict=True
     ):
         prompt_rows = len(ours.targets) - len(pairs.reference.answers[index].ids)
-        if prompt_rows:
-            found.append(kl_per_token(ours, theirs)[:prompt_rows])
-    return _judge_kl("chat_kl", "prompts", pairs, found)
+        found.append((index, kl_per_token(ours, theirs)[:prompt_rows]))
+    return _judge_kl("chat_kl", "prompts", pairs, pairs.mean(found), pairs.floor.prompts.nats)
 
 
 def check_reply_kl(pairs: _Pairs) -> Outcome:
     """KL divergence over replies, and over each of their parts."""
     replies = pairs.replies()
-    kl = [kl_per_token(ours, theirs) for _, ours, theirs in replies]
-    limit = WIDER * pairs.asked.kl + pairs.noise()
-    outcome = _judge_kl("reply_kl", "replies", pairs, kl)
-    labels = [_labels(pairs.reference, index) for index, _, _ in replies]
-    states, numbers = [outcome.verdict.state], dict(outcome.verdict.numbers)
-    findings: list[Finding] = []
+    found = [(index, kl_per_token(ours, theirs)) for index, ours, theirs in replies]
+    noise = pairs.floor.replies.nats
+    outcome = _judge_kl("reply_kl", "replies", pairs, pairs.mean(found), noise)
+    labels = [_labels(pairs.reference, index) for index, _ in found]
+    limit = pairs.asked.wide_kl + noise
+    states, reason = [outcome.verdict.state], outcome.verdict.reason
+    numbers, findings = dict(outcome.verdict.numbers), []
     for span in Span:
-        parts = [k[of == span.value] for k, of in zip(kl, labels, strict=True)]
-        mean = mean_by_prompt([part for part in parts if part.size])
-        if not mean.values:
-            continue
-        numbers |= _numbers(f"{span.value}_kl", mean)
-        if mean.prompts >= MIN_PROMPTS_OF_SPAN and mean.decide(limit) is State.FAIL:
-            states.append(State.FAIL)
-            findings.append(Finding(span.value, f"KL {mean}; limit {limit:.4g}"))
+        every = zip(found, labels, strict=True)
+        mean = pairs.mean([(index, kl[of == span.value]) for (index, kl), of in every])
+        if mean.values:
+            numbers |= _numbers(f"{span.value}_kl", mean)
+            state, words = _judge_span(span, mean, limit)
+            states.append(state)
+            reason += words
+            if state is State.FAIL:
+                findings.append(Finding(span.value, f"KL {mean}; limit {limit:.4g}"))
     numbers |= {"span_limit": limit, **_same_choice(replies)}
-    findings += _worst(pairs.reference, replies, kl, labels)
-    verdict = Verdict(total_state(states), outcome.verdict.reason, numbers)
+    findings += _worst(pairs.reference, replies, [kl for _, kl in found], labels)
+    verdict = Verdict(total_state(states), reason, numbers)
     return Outcome("reply_kl", verdict, tuple(findings[:FINDINGS_SHOWN]))
 
 
-def check_trigger(pairs: _Pairs) -> Outcome:
-    """Whether a greedy decoder would call where the reference calls, and only there."""
-    token, floor = watched_ids(pairs.reference), pairs.asked.same_trigger
-    margins: list[tuple[str, float, float]] = []
-    for index, ours, theirs in pairs.replies():
-        conversation = pairs.reference.conversations[index]
-        if token and conversation.tools:
-            first = slice(0, 1)
-            a, b = (trigger_margin(s.part(first), token[0])[0] for s in (ours, theirs))
-            if not (np.isnan(a) or np.isnan(b)):
-                margins.append((conversation.id, float(a), float(b)))
-    same = count([(a > 0) == (b > 0) for _, a, b in margins])
-    low, high = same.interval
-    turned = [m for m in margins if (m[1] > 0) != (m[2] > 0)]
-    findings = [Finding(i, f"margin {a:+.2f} became {b:+.2f} nats") for i, a, b in turned]
-    state = same.decide(floor) if margins else State.NOT_ENOUGH_EVIDENCE
-    shift = mean_by_prompt([np.array([b - a]) for _, a, b in margins])
-    numbers = {
-        "same": same.hits, "with_tools": same.total, "same_low": low, "same_high": high,
-        "calls": sum(a > 0 for _, a, _ in margins), "floor": floor, **_numbers("shift", shift),
-        "smallest_margin": min((abs(a) for _, a, _ in margins), default=None),
-    }  # fmt: skip
-    reason = f"same first decision {same.hits} of {same.total}; floor {floor:.2f}"
-    if not margins:
-        reason = "no conversation with tools whose first token could be compared"
-    points = tuple(
-        Point(name, {"reference": finite(a), "artifact": finite(b)}) for name, a, b in margins
-    )
-    verdict = Verdict(state, reason, numbers)
-    return Outcome("trigger", verdict, tuple(findings[:FINDINGS_SHOWN]), points)
+def _judge_span(span: Span, mean: Mean, limit: float) -> tuple[State, str]:
+    """One part of the replies, and what a sentence adds; few prompts with it decide nothing."""
+    if mean.conversations < LEAST:
+        return State.PASS, f"; too few to judge {span.value}: {mean.conversations}"
+    state = mean.decide(limit)
+    if state is not State.NOT_ENOUGH_EVIDENCE:
+        return state, ""
+    needed = say_needed(mean.needed(limit), mean.prompts)
+    return state, f"; {span.value} {mean}, which holds its limit {limit:.4g}: {needed}"
 
 
 def check_log_prob(pairs: _Pairs) -> Outcome:
     """What the replies' own tokens lose: exp of it is the ratio of perplexities."""
     lost = [
-        less[~np.isnan(less)]
-        for _, ours, theirs in pairs.replies()
+        (index, less[~np.isnan(less)])
+        for index, ours, theirs in pairs.replies()
         for less in (ours.log_prob_of(ours.targets) - theirs.log_prob_of(theirs.targets),)
         # NaN where a server does not name it
     ]
-    mean = mean_by_prompt([part for part in lost if part.size])
-    limit = pairs.asked.kl + pairs.noise()
-    numbers = {**_numbers("lost", mean), "limit": limit, "perplexity_ratio": mean.exp()}
+    mean = pairs.mean(lost)
+    limit = pairs.asked.kl + pairs.floor.replies.nats
+    numbers = {
+        **_numbers("lost", mean), "limit": limit, "perplexity_ratio": mean.exp(),
+        "prompts_needed": mean.needed(limit),
+    }  # fmt: skip
     reason = f"log-probability lost {mean}; limit {limit:.4g}"
-    return Outcome("log_prob", Verdict(mean.decide(limit), reason, numbers))
+    return Outcome("log_prob", _verdict(mean, limit, reason, numbers))
 
 
 def check_long_context(pairs: _Pairs) -> Outcome:
@@ -178,7 +164,7 @@ def check_long_context(pairs: _Pairs) -> Outcome:
     if pairs.forced.no_long:
         return Outcome("long_context", Verdict(State.NOT_ENOUGH_EVIDENCE, pairs.forced.no_long))
     kl = kl_per_token(pairs.base.long, pairs.forced.long)
-    limit = WIDER * pairs.asked.kl + pairs.noise()
+    limit = pairs.asked.wide_kl + pairs.floor.long.nats
     value = float(kl.mean())
     finite = bool(np.isfinite(value))
     state = State.PASS if value <= limit else State.FAIL
@@ -188,13 +174,23 @@ def check_long_context(pairs: _Pairs) -> Outcome:
     return Outcome("long_context", Verdict(state, f"KL {value:.4g}; limit {limit:.4g}", numbers))
 
 
-def _judge_kl(name: str, what: str, pairs: _Pairs, kl: Sequence[Floats]) -> Outcome:
-    noise = pairs.noise()
+def _judge_kl(name: str, what: str, pairs: _Pairs, mean: Mean, noise: float) -> Outcome:
     limit = pairs.asked.kl + noise
-    mean = mean_by_prompt(kl)
-    numbers = {**_numbers("kl", mean), "limit": limit, "noise": noise}
+    numbers = {
+        **_numbers("kl", mean),
+        "limit": limit,
+        "noise": noise,
+        "prompts_needed": mean.needed(limit),
+    }
     reason = f"KL over {mean.values} tokens of {mean.prompts} {what} {mean}; limit {limit:.4g}"
-    return Outcome(name, Verdict(mean.decide(limit), reason, numbers))
+    return Outcome(name, _verdict(mean, limit, reason, numbers))
+
+
+def _verdict(mean: Mean, limit: float, reason: str, numbers: Mapping[str, Number]) -> Verdict:
+    state = mean.decide(limit)
+    if state is State.NOT_ENOUGH_EVIDENCE:
+        reason += f": {say_needed(mean.needed(limit), mean.prompts)}"
+    return Verdict(state, reason, numbers)
 
 
 def _numbers(name: str, mean: Mean) -> dict[str, Number]:

@@ -29,6 +29,7 @@ from verify.engines import SERVED_DEVICE, EngineInfo
 from verify.evidence import Answer, Evidence, TeacherForced
 from verify.gguf_weights import check_gguf_weights
 from verify.logits import check_log_probabilities
+from verify.pair_outcomes import count_pairs
 from verify.portability import NAME as PORTABILITY
 from verify.portability import check_portability
 from verify.reasoning import check_reasoning
@@ -104,6 +105,7 @@ def verify_one(
         ),
         not_measured=_not_measured(outcomes, answered) if answered else (),
         confusion=answered.confusion if answered else {},
+        pairs=answered.pairs if answered else {},
         differences=answered.differences if answered else (),
         strata=answered.strata if answered else (),
         fit=fit_report(artifact) if sound else None,
@@ -144,6 +146,7 @@ class _Answered:
     info: EngineInfo
     scores: Scores | None
     confusion: dict[str, dict[str, int]]
+    pairs: dict[str, int]
     differences: tuple[Difference, ...]
     strata: tuple[Stratum, ...]
     not_checked: tuple[str, ...] = ()
@@ -176,7 +179,7 @@ def _look_at_chat(evidence: Evidence, found: Found, reason: str) -> _Answered:
     words = f"not compared token for token: {_without_address(evidence.artifact, reason)}"
     outcomes = [_not_run(State.NOT_ENOUGH_EVIDENCE, words), _served_outcome(evidence, found)]
     if isinstance(found.served, str) or found.served is None:
-        return _Answered(tuple(outcomes), found.info, None, {}, (), (), NEED_IDS)
+        return _Answered(tuple(outcomes), found.info, None, {}, {}, (), (), NEED_IDS)
     answers = as_answers(evidence.reference, found.served)
     outcomes += judged_as_served(replace(evidence, answers=answers))
     outcomes += _reasoning(evidence)
@@ -193,6 +196,7 @@ def _sum_up(
         info,
         scores(reference, answers),
         confusion(reference.conversations, pairs),
+        count_pairs(reference.conversations, pairs, evidence.thresholds.tier),
         (),
         strata(reference.conversations, pairs, evidence.thresholds.tier),
     )

@@ -56,7 +56,7 @@ def run_reference(
         answers = ask(engine, reference, max_new_tokens=max_new_tokens, on_progress=on_progress)
         reference = replace(reference, answers=answers, engine=engine.info)
         reference = _answer_later(engine, reference, max_new_tokens, on_progress)
-        return _force(engine, reference, on_progress)
+        return _force(engine, reference, max_new_tokens, on_progress)
     finally:
         engine.close()
 
@@ -85,8 +85,10 @@ def _answer_later(
         )
 
 
-def _force(engine: Engine, reference: Reference, on_progress: OnProgress | None) -> Reference:
-    """The log-probabilities along the answers."""
+def _force(
+    engine: Engine, reference: Reference, max_new_tokens: int, on_progress: OnProgress | None
+) -> Reference:
+    """The log-probabilities along the answers, and some answers once more."""
     if not choose_conversations(reference):
         return reference
     if LOG_PROBABILITIES not in engine.info.capabilities:
@@ -96,6 +98,7 @@ def _force(engine: Engine, reference: Reference, on_progress: OnProgress | None)
         return replace(reference, unscored=reason)
     assert isinstance(engine, ScoringEngine)
     try:
-        return replace(reference, forced=score_reference(engine, reference, on_progress))
+        forced = score_reference(engine, reference, max_new_tokens, on_progress)
     except NOT_HAD as error:
         return replace(reference, unscored=str(error))
+    return replace(reference, forced=forced)

@@ -58,7 +58,14 @@ def is_valid_json(text: str, schema: dict[str, Any] | None) -> bool:
     return schema is None or is_valid(value, schema)
 
 
+def json_of(text: str) -> str | None:
+    """The one JSON value that a reply is, in a form that equal values share; None if it is none."""
+    try:
+        return canonical_json(loads_strict(text))
+    except (ValueError, RecursionError):
+        return None
+
+
 def _is_json(expected: ExpectedJson, text: str) -> bool:
-    if not is_valid_json(text, expected.schema):
-        return False
-    return canonical_json(loads_strict(text)) == canonical_json(expected.value)
+    right = json_of(text) == canonical_json(expected.value)
+    return right and is_valid_json(text, expected.schema)

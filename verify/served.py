@@ -22,12 +22,12 @@ from __future__ import annotations
 from collections.abc import Iterator
 from dataclasses import dataclass
 
-from verify.check import Finding, Outcome, Verdict
+from verify.check import Finding, Outcome, State, Verdict
 from verify.engines import ServedReply
 from verify.equality import tier_of_calls, within
 from verify.evidence import Answer, Evidence
 from verify.served_replies import NOTE, beside
-from verify.statistics import count
+from verify.statistics import count, say_needed
 
 NAME = "served_calls"
 FINDINGS_SHOWN = 20
@@ -60,6 +60,9 @@ def check_served_calls(evidence: Evidence, /) -> Outcome:
         f"the server's parser found the same calls in {calls.hits} of {calls.total},"
         f" 95 % interval {low:.3f} to {high:.3f}; floor {floor:.2f}; {NOTE}"
     )
+    state = calls.decide(floor)
+    if state is State.NOT_ENOUGH_EVIDENCE:
+        reason += f": {say_needed(calls.needed(floor), calls.total)}"
     if prompts.hits < prompts.total:
         reason += f"; {prompts.total - prompts.hits} of its prompts are not the reference's"
     numbers = {
@@ -69,13 +72,14 @@ def check_served_calls(evidence: Evidence, /) -> Outcome:
         "same_calls_low": low,
         "same_calls_high": high,
         "floor": floor,
+        "prompts_needed": calls.needed(floor),
         "equality": evidence.thresholds.tier.value,
         "left_out": len(every) - len(pairs),
         "same_prompt_tokens": prompts.hits,
         "with_tools": prompts.total,
     }
     findings = [*_prompt_findings(every), *_call_findings(pairs)]
-    verdict = Verdict(calls.decide(floor), reason, numbers)
+    verdict = Verdict(state, reason, numbers)
     points = beside(evidence, evidence.served or ())
     return Outcome(NAME, verdict, tuple(findings[:FINDINGS_SHOWN]), points)
 

@@ -1,20 +1,21 @@
 """Rates and differences with the uncertainty they have, and how many prompts a decision needs.
 
-In: counts, or an array of numbers a prompt. Out: intervals, p-values, sample sizes, and a State
-that says whether the numbers can tell at all. scipy does the computing; three methods are used:
+In: counts. Out: intervals, p-values, sample sizes, and a State that says whether the numbers can
+tell at all. Means have theirs in `bootstrap.py`. scipy does the computing; two methods are used:
 
     Rate    k of n, Wilson's interval (Wilson 1927; Brown, Cai and DasGupta 2001): 100 of 100 is not
             "100 % plus or minus 0" but 96.3 % or more
     Flips   the same prompts asked of two models. Only prompts that one has right and the other
             wrong carry information: McNemar's exact test asks whether they fall to one side, and
             Tango's score interval (Statistics in Medicine 17, 1998) says how large the drop is
-    Mean    of values that come in prompts, percentile bootstrap over prompts with a fixed seed.
-            Tokens of one prompt rise and fall together, so an interval that counts each as one
-            observation, as llama-perplexity's does, is too narrow; with one prompt there is none
 
-A gate on a Rate asks that its lower end reach a floor, one on Flips or a Mean that the largest
-plausible drop or mean stay below a limit (non-inferiority); each is failed only if even the kind
-end of the interval is beyond it. Between the two the numbers cannot tell, and `decide` says so.
+Both count every prompt once and take prompts for independent of each other: each turn of a
+conversation is one.
+
+A gate on a Rate asks that its lower end reach a floor, one on Flips that the largest plausible drop
+stay below a limit (non-inferiority); each is failed only if even the kind end of the interval is
+beyond it. Between the two the numbers cannot tell: `decide` says so, and `needed` how many prompts
+could. What cannot be lost cannot be shown to be kept either: `more_needed`.
 
 No library here has Tango's interval for paired data. It is the set of drops that his score
 statistic does not reject, found with scipy's root finder; with flips to one side only its ends are
@@ -27,16 +28,13 @@ import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-import numpy as np
-
 from verify.check import State
-from verify.engines.log_probabilities import Floats
 
 CONFIDENCE = 0.95
-SEED = 20261121
-RESAMPLES = 2000
+Z_TWO_SIDED = 1.959963984540054
 Z_ONE_SIDED, Z_POWER = 1.6448536269514722, 0.8416212335729143
-"""Normal quantiles of 0.95 and 0.80: a one-sided test at 5 % that finds 4 drops of 5."""
+"""Normal quantiles of 0.975, and of 0.95 and 0.80: a one-sided test at 5 % that finds 4 drops of
+5."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -67,6 +65,18 @@ class Rate:
         if low >= floor:
             return State.PASS
         return State.FAIL if high < floor else State.NOT_ENOUGH_EVIDENCE
+
+    def needed(self, floor: float) -> int | None:
+        """Prompts that decide, given this share (or that all are hits, if nothing was counted).
+
+        Wilson's interval holds what the score test does not reject, so this is exact. None where
+        the share is the floor: no number tells them apart.
+        """
+        share = self.hits / self.total if self.total else 1.0
+        if share == floor:
+            return None
+        wanted = Z_TWO_SIDED**2 * floor * (1 - floor) / (share - floor) ** 2
+        return math.ceil(wanted - 1e-9)
 
 
 def count(flags: list[bool]) -> Rate:
@@ -150,6 +160,25 @@ def count_flips(pairs: Sequence[tuple[bool, bool]]) -> Flips:
     return Flips(worse, better, len(pairs))
 
 
+def more_needed(hits: int, total: int, share: float) -> int:
+    """How many more hits make them more than `share` of all; 0 where they are.
+
+    A model that is right in no more than the margin cannot lose more than it, and what cannot fail
+    has not passed.
+    """
+    short = share * total - hits
+    if total and short < -1e-9:
+        return 0
+    return math.floor(short / (1 - share) + 1e-9) + 1
+
+
+def say_needed(needed: int | None, total: int) -> str:
+    """The end of a sentence about `total` prompts that cannot tell."""
+    if needed is None:
+        return "no number of prompts tells this from the limit"
+    return f"about {max(needed, total + 1)} prompts needed"
+
+
 def smallest_detectable_drop(prompts: int, flip_share: float) -> float | None:
     """The drop that `prompts` show 4 times in 5 (one-sided, 5 %) if `flip_share` of them flip.
 
@@ -158,58 +187,3 @@ def smallest_detectable_drop(prompts: int, flip_share: float) -> float | None:
     if not prompts:
         return None
     return min(flip_share, (Z_ONE_SIDED + Z_POWER) * math.sqrt(flip_share / prompts))
-
-
-@dataclass(frozen=True, slots=True)
-class Mean:
-    """A mean, the ends of its interval, and how many values from how many prompts it is of."""
-
-    value: float
-    low: float
-    high: float
-    values: int
-    prompts: int
-
-    def decide(self, limit: float) -> State:
-        """Whether the mean is at most `limit`; one that is no number is a failure."""
-        if self.values and not math.isfinite(self.value):
-            return State.FAIL
-        if self.high <= limit:
-            return State.PASS
-        return State.FAIL if self.low > limit else State.NOT_ENOUGH_EVIDENCE
-
-    def numbers(self, name: str) -> dict[str, float | None]:
-        """The mean and its interval under `name`; what JSON cannot hold is None."""
-        found = {name: self.value, f"{name}_low": self.low, f"{name}_high": self.high}
-        return {key: value if math.isfinite(value) else None for key, value in found.items()}
-
-    def exp(self) -> float | None:
-        """exp of the mean, if it is a number that JSON can hold."""
-        return math.exp(self.value) if abs(self.value) < 700 else None
-
-    def __str__(self) -> str:
-        return f"{self.value:.4g}, 95 % interval {self.low:.4g} to {self.high:.4g}"
-
-
-def mean_by_prompt(values: Sequence[Floats]) -> Mean:
-    """The mean over everything in `values`, an array a prompt, resampled by prompt."""
-    sums = np.array([array.sum() for array in values])
-    counts = np.array([array.size for array in values], dtype=np.float64)
-    total = int(counts.sum())
-    value = float(sums.sum() / total) if total else float("nan")
-    if len(values) < 2 or not np.isfinite(value):
-        return Mean(value, float("-inf"), float("inf"), total, len(values))
-    from scipy.stats import bootstrap
-
-    found = bootstrap(
-        (sums, counts),
-        lambda s, c, axis: s.sum(axis) / c.sum(axis),
-        paired=True,
-        vectorized=True,
-        n_resamples=RESAMPLES,
-        batch=100,
-        confidence_level=CONFIDENCE,
-        method="percentile",
-        rng=np.random.default_rng(SEED),
-    ).confidence_interval
-    return Mean(value, float(found.low), float(found.high), total, len(values))

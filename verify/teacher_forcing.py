@@ -18,9 +18,10 @@ tokens of those prompts are asked: the end of the question, and the turn of the 
 reference is such an engine, nobody is asked more. The long text may be too long for an engine's
 memory; the others stand without it.
 
-AGAIN of those conversations, spread evenly too, are scored twice more, for the noise floor: each in
-a batch of its own, and in 16 bits, as the checkpoint itself is served. That adds a fifth to the
-whole.
+AGAIN of the conversations whose prompts are scored, spread evenly too, are scored twice more, and
+answered twice more, for the noise floor: each in a batch of its own, and in 16 bits, as the
+checkpoint itself is served; the long text in 16 bits. All of them have a prompt and a reply, so
+that each of the two has a floor of its own.
 
 Wrong rope frequencies or a wrong base leave short text nearly alone; the long one shows them.
 """
@@ -29,9 +30,11 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import replace
+from functools import partial
 from itertools import cycle
 
 from convert.errors import ContextError, ServerError, UnsupportedError
+from convert.rendering import stop_ids
 from verify.engines import (
     BY_STEPS,
     LOG_PROBABILITIES,
@@ -58,7 +61,10 @@ NOT_HAD = (ServerError, UnsupportedError, ContextError)
 
 
 def score_reference(
-    engine: ScoringEngine, reference: Reference, on_progress: OnProgress | None = None
+    engine: ScoringEngine,
+    reference: Reference,
+    max_new_tokens: int,
+    on_progress: OnProgress | None = None,
 ) -> TeacherForced:
     """The reference along its own text; it picks the candidates, and may end up in 16 bits."""
     chosen = choose_conversations(reference)
@@ -70,23 +76,31 @@ def score_reference(
         ]
     always = watched_ids(reference)
     scored = engine.score(passages, top=TOP, always=always, on_progress=on_progress)
-    positions = spread(len(chosen), AGAIN)
+    positions = choose_again(len(chosen))
     again = [_with_candidates(passages[i], scored[i]) for i in positions]
-    alone = [engine.score([passage], top=TOP)[0] for passage in again]
+    prompts = [reference.prompts[chosen[i]] for i in positions]
+    stops = stop_ids(reference.checkpoint, reference.tokenizer)
+    answer = partial(engine.generate, max_new_tokens=max_new_tokens, stop_ids=stops)
     long, no_long = _score_long(engine, long_passage(reference), scored)
-    narrow: list[Scored] = []
-    if NARROWS in engine.info.capabilities:
-        assert isinstance(engine, NarrowingEngine)
-        engine.narrow()
-        narrow = engine.score(again, top=TOP)
-    return TeacherForced(
+    found = TeacherForced(
         conversations=chosen,
         scored=tuple(scored),
         long=long,
-        again=tuple(positions),
-        alone=tuple(alone),
-        narrow=tuple(narrow),
+        again=positions,
+        alone=tuple(engine.score([passage], top=TOP)[0] for passage in again),
         no_long=no_long,
+        answered_alone=tuple(tuple(answer([prompt])[0]) for prompt in prompts),
+    )
+    if NARROWS not in engine.info.capabilities:
+        return found
+    assert isinstance(engine, NarrowingEngine)
+    engine.narrow()
+    once_more = [] if no_long else [_with_candidates(long_passage(reference), long)]
+    return replace(
+        found,
+        narrow=tuple(engine.score(again, top=TOP)),
+        long_narrow=next(iter(engine.score(once_more, top=TOP)), None),
+        answered_narrow=tuple(map(tuple, answer(prompts))),
     )
 
 
@@ -139,8 +153,19 @@ def choose_conversations(reference: Reference) -> tuple[int, ...]:
 def make_passage(reference: Reference, index: int, chosen: tuple[int, ...]) -> Passage:
     """A prompt and its answer; scored from the answer on, or whole for PROMPTS of them."""
     prompt = tuple(reference.prompts[index])
-    whole = index in {chosen[i] for i in spread(len(chosen), PROMPTS)}
+    whole = index in {chosen[i] for i in _whole(len(chosen))}
     return Passage((*prompt, *reference.answers[index].ids), 1 if whole else len(prompt))
+
+
+def _whole(chosen: int) -> list[int]:
+    """Positions of those that are scored from their prompts on."""
+    return spread(chosen, PROMPTS)
+
+
+def choose_again(chosen: int) -> tuple[int, ...]:
+    """Positions of those that are scored and answered again, all of them whole."""
+    whole = _whole(chosen)
+    return tuple(whole[place] for place in spread(len(whole), AGAIN))
 
 
 def long_passage(reference: Reference) -> Passage:
@@ -160,9 +185,12 @@ def long_passage(reference: Reference) -> Passage:
 
 
 def watched_ids(reference: Reference) -> tuple[int, ...]:
-    """The tokens whose log-probability is kept everywhere: the one that opens a tool call."""
+    """The token whose log-probability is kept everywhere: the one that opens a tool call.
+
+    Where the tag is several tokens it is the first of them, which other replies may begin with too.
+    """
     token = reference.tokenizer.token_id(OPEN)
-    return () if token is None else (token,)
+    return tuple(reference.tokenizer.encode(OPEN)[:1]) if token is None else (token,)
 
 
 def _end_of(passage: Passage, rows: int) -> Passage:

@@ -46,7 +46,10 @@ _OPENED = {
 
 @dataclass(frozen=True, slots=True)
 class Block:
-    """From an opening tag to where reading goes on; `body` is all that stands in between."""
+    """From an opening tag to where reading goes on; `body` is all that stands in between.
+
+    `lost` says that something in it, or all of it, is no call and cannot be read as one.
+    """
 
     start: int
     end: int
@@ -55,6 +58,7 @@ class Block:
     calls: tuple[ToolCall, ...] = ()
     recovered: tuple[ToolCall, ...] = ()
     malformed: tuple[str, ...] = ()
+    lost: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -212,6 +216,7 @@ def _read_block(text: str, opening: re.Match[str]) -> Block:
         closed=closed,
         recovered=tuple(recovered),
         malformed=(*repairs, *reasons) or ("not a call",),
+        lost=not values or len(recovered) < len(values),
     )
 
 

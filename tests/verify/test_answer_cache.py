@@ -10,6 +10,7 @@ from collections.abc import Callable
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -45,6 +46,10 @@ class Counting(ScriptedEngine):
             replace(INFO, capabilities=frozenset({LOG_PROBABILITIES})),
         )
         Counting.opened += 1
+        self.narrowed = False
+
+    def narrow(self) -> None:
+        self.narrowed = True
 
     def score(self, passages: list[Passage], *, top: int, always: tuple[int, ...] = (),
               on_progress: object = None) -> list[Scored]:  # fmt: skip
@@ -54,7 +59,7 @@ class Counting(ScriptedEngine):
         found = []
         for passage in passages:
             reduction = Reduction(passage, top=top, always=always)
-            rng = np.random.default_rng(len(passage.ids))
+            rng = np.random.default_rng(len(passage.ids) + self.narrowed)
             reduction.add(rng.normal(size=(len(passage.targets), 320)).astype(np.float32))
             found.append(reduction.finish())
         return found
@@ -90,13 +95,14 @@ def same(a: Reference, b: Reference) -> bool:
     assert a.forced is not None
     assert b.forced is not None
     pairs = zip(
-        (*a.forced.scored, a.forced.long, *a.forced.alone, *a.forced.narrow),
-        (*b.forced.scored, b.forced.long, *b.forced.alone, *b.forced.narrow),
+        *((*f.scored, f.long, *f.alone, *f.narrow, f.long_narrow) for f in (a.forced, b.forced)),
         strict=True,
     )
     fields = ("targets", "candidates", "log_probs", "log_tail", "best", "best_log_probs")
     return (
         a.answers == b.answers
+        and a.forced.answered_alone == b.forced.answered_alone != ()
+        and a.forced.answered_narrow == b.forced.answered_narrow != ()
         and a.engine == b.engine
         and all(np.array_equal(getattr(x, f), getattr(y, f)) for x, y in pairs for f in fields)
     )
@@ -214,7 +220,12 @@ def test_an_interrupted_run_goes_on_from_the_answers(
     kept = sorted(e.name.split("-")[0] for e in (tmp_path / "cache").iterdir())
     assert kept == ["answers", "engine"]
     monkeypatch.setattr(Counting, "fails", False)
-    monkeypatch.setattr(Counting, "generate", lambda *_, **__: pytest.fail("answered again"))
+
+    def generate(self: Counting, prompts: list[list[int]], **asked: Any) -> list[list[int]]:
+        assert self.narrowed or len(prompts) == 1, "all answered again, and not alone"
+        return ScriptedEngine.generate(self, prompts, **asked)
+
+    monkeypatch.setattr(Counting, "generate", generate)
     assert run(folder).answers[0].ids[-1] == 260
     assert Counting.scored > 0
 

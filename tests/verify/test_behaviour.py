@@ -17,10 +17,12 @@ from tests.verify.replies import (
     evidence_of,
     suite,
 )
-from verify.behaviour import MEASURES, check_behaviour, not_measured
+from verify.behaviour import check_behaviour, not_measured
 from verify.call_outcomes import CallOutcome, arguments_kept, call_outcome, calls_due, confusion
 from verify.check import Outcome, State
 from verify.evidence import Reference
+from verify.measures import MEASURES
+from verify.statistics import more_needed
 
 
 def outcomes(reference: Reference, edit: Edit) -> dict[str, Outcome]:
@@ -79,9 +81,10 @@ BREAKAGES: dict[str, tuple[Edit, set[str]]] = {
         lambda name, right: right * 2 if name.startswith("tool") else right,
         {"tool_calls"},
     ),
-    "malformed JSON": (changed("}", "", "json"), {"json_mode"}),
-    "JSON of another schema": (changed('"n"', '"m"', "json"), {"json_mode"}),
-    "talk around the JSON": (changed("{", "Here: {", "json"), {"json_mode"}),
+    "malformed JSON": (changed("}", "", "json"), {"json_mode", "same_json"}),
+    "JSON of another schema": (changed('"n"', '"m"', "json"), {"json_mode", "same_json"}),
+    "talk around the JSON": (changed("{", "Here: {", "json"), {"json_mode", "same_json"}),
+    "another JSON value, still valid": (changed("1", "3", "json"), {"same_json"}),
 }
 """Ways to behave otherwise, and the measures that fail on each; all others must not."""
 
@@ -108,6 +111,59 @@ def test_an_artifact_that_is_better_than_its_reference_passes(reference: Referen
     assert found["tool_calls"].verdict.numbers["worse"] == 0
     assert isinstance(found["tool_calls"].verdict.numbers["better"], int)
     assert found["tool_calls"].verdict.numbers["better"] > 0
+
+
+@pytest.mark.parametrize(
+    ("kind", "wrong", "check"),
+    [
+        ("tool", "no", "tool_calls"), ("tool", "no", "lost_calls"),
+        ("idle", call(1), "spurious_calls"), ("json", "no", "json_mode"),
+        ("refused", "Of course.", "missing_refusals"),
+    ],
+)  # fmt: skip
+def test_what_the_reference_never_does_right_is_not_passed(
+    reference: Reference, kind: str, wrong: str, check: str
+) -> None:
+    """Both are wrong every time, so nothing flips; that shows nothing about the artifact."""
+    edit = always(wrong, kind)
+    found = {o.check: o for o in check_behaviour(evidence_of(reference, edit, first=edit))}[check]
+    numbers = found.verdict.numbers
+    assert (numbers["reference_right"], numbers["worse"], numbers["better"]) == (0, 0, 0)
+    assert found.verdict.state is State.NOT_ENOUGH_EVIDENCE
+    needed = numbers["prompts_needed"]
+    assert isinstance(needed, int)
+    assert needed > PER_KIND
+    assert f"about {more_needed(0, PER_KIND, float(str(numbers['margin'])))} more prompts that" in (
+        found.verdict.reason
+    )
+
+
+@pytest.mark.parametrize(("right", "state"), [(4, State.NOT_ENOUGH_EVIDENCE), (5, State.PASS)])
+def test_the_reference_must_be_right_in_more_than_the_margin(
+    reference: Reference, right: int, state: State
+) -> None:
+    """The margin is 4 points of 100 prompts: of four right ones all could be lost within it."""
+
+    def edit(name: str, reply: str) -> str:
+        kind, number = name.split("-")
+        return "no" if kind == "tool" and int(number) >= right else reply
+
+    found = {o.check: o for o in check_behaviour(evidence_of(reference, edit, first=edit))}
+    assert found["tool_calls"].verdict.numbers["reference_right"] == right
+    assert found["tool_calls"].verdict.state is state
+
+
+def test_json_is_compared_with_the_references_where_it_writes_any(reference: Reference) -> None:
+    """Its mistakes are repeated: right or wrong do not enter. Without JSON of its, nothing does."""
+    wrong = changed("1", "3", "json")
+    repeated = {o.check: o for o in check_behaviour(evidence_of(reference, wrong, first=wrong))}
+    assert repeated["same_json"].verdict.state is State.PASS
+    assert repeated["same_json"].verdict.numbers["artifact_right"] == PER_KIND
+    spaced = outcomes(reference, changed(": ", ":", "json"))["same_json"]
+    assert spaced.verdict.numbers["artifact_right"] == PER_KIND
+    broken = always("no", "json")
+    found = check_behaviour(evidence_of(reference, broken, first=broken))
+    assert "same_json" not in {outcome.check for outcome in found}
 
 
 def test_few_prompts_say_how_many_it_takes(reference: Reference) -> None:
@@ -193,11 +249,22 @@ def test_the_table_of_words_counts_every_prompt_with_tools_once(reference: Refer
         (call(2), 0.5),
         ("no", 0.0),
         (call(1).replace('"f"', '"g"'), 0.0),
-        (call(2) + call(1), 0.5),
+        (call(2) + call(1), 1.0),
     ],
 )
 def test_the_share_of_arguments_kept(text: str, share: float) -> None:
     assert arguments_kept(answer(call(1)), answer(text)) == share
+
+
+def test_arguments_are_kept_in_whatever_order_the_calls_stand() -> None:
+    """By name and order the first two would be taken for each other, and all looks lost."""
+    assert arguments_kept(answer(call(1) + call(2)), answer(call(2) + call(1))) == 1
+    three = [call(n) for n in (1, 2, 3)]
+    other = call(3).replace("mm", "cm") + call(2) + call(9)
+    assert arguments_kept(answer("".join(three)), answer(other)) == 4 / 6
+    assert arguments_kept(answer(call(1) + call(2)), answer(call(2))) == 0.5
+    mixed = call(1) + call(1).replace('"f"', '"g"')
+    assert arguments_kept(answer(mixed), answer(mixed.replace("mm", "cm"))) == 0.5
 
 
 def test_arguments_of_no_call_are_no_number() -> None:

@@ -114,6 +114,11 @@ def write(arguments: str, ending: str = "</tool_call>") -> str:
     return f'<tool_call>\n{{"name": "f", "arguments": {arguments}}}\n{ending}'
 
 
+def thinks(call: str) -> str:
+    """A call that is only thought."""
+    return f"<think>{call}</think>No."
+
+
 @pytest.mark.parametrize(
     ("ours", "theirs", "tier"),
     [
@@ -130,6 +135,20 @@ def write(arguments: str, ending: str = "</tool_call>") -> str:
         (write("{'n': 1}"), write('{"n": 2,}'), None),
         (write('{"n": 1}') + write('{"n": 2}'), write('{"n": 2}') + write('{"n": 1}'), Tier.JSON),
         ("No.", "Never.", Tier.BYTE),
+        ("<tool_call>oops</tool_call>", "<tool_call>oops</tool_call>", Tier.BYTE),
+        ("<tool_call>oops</tool_call>", "<tool_call>ouch</tool_call>", None),
+        (write('{"n": 12'), write('{"n": 13'), None),
+        ('<tool_call>{"name": "f", "argum', '<tool_call>{"name": "g", "argum', None),
+        (write('{"n": 1}') + "<tool_call>a", write('{"n": 1}') + "<tool_call>b", None),
+        ("<tool_call>[1]</tool_call>", "<tool_call>[2]</tool_call>", None),
+        ("f </tool_call>", "f </tool_call>", Tier.BYTE),
+        ("f </tool_call>", "g </tool_call>", None),
+        (thinks(write('{"n": 1}')), thinks(write('{"n": 1}')), Tier.BYTE),
+        (thinks(write('{"n": 1}')), thinks(write('{"n": 2}')), None),
+        ("<think>f", "<think>f", Tier.BYTE),
+        ("<think>f", "<think>g", None),
+        ("<think>f", "No.", None),
+        ("No.", "<think>f", None),
     ],
 )
 def test_two_replies(ours: str, theirs: str, tier: Tier | None) -> None:

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import math
 import random
+from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -40,6 +42,38 @@ def mean_and_rough_interval(prompts: list[list[float]]) -> tuple[float, float, f
     return sum(map(sum, prompts)) / sum(map(len, prompts)), means[15], means[584]
 
 
+def floors_again(nano: Reference) -> dict[str, float]:
+    """What the reference differs by from itself, over prompts and over replies."""
+    base, floors = nano.forced, {}
+    assert base is not None
+    once = [base.scored[position] for position in base.again]
+    sizes = [len(nano.answers[base.conversations[position]].ids) for position in base.again]
+    for form, twice in (("itself", base.alone), ("in_16_bits", base.narrow)):
+        apart = [kl_again(a, b) for a, b in zip(once, twice, strict=True)]
+        assert len(apart) == 8
+        before = [kl for kls, n in zip(apart, sizes, strict=True) for kl in kls[: len(kls) - n]]
+        after = [kl for kls, n in zip(apart, sizes, strict=True) for kl in kls[len(kls) - n :]]
+        floors[f"prompts_{form}"] = sum(before) / len(before)
+        floors[f"replies_{form}"] = sum(after) / len(after)
+    return floors
+
+
+def check_turned(trigger: Mapping[str, Any], margins: list[tuple[str, float, float]]) -> None:
+    for way, kind in (("off", True), ("on", False)):
+        of = [(a > 0) != (b > 0) for _, a, b in margins if (a > 0) is kind]
+        assert trigger[f"calls_turned_{way}"] == sum(of)
+        assert trigger[f"calls_turned_{way}_of"] == len(of)
+        assert trigger[f"calls_turned_{way}_rate"] == sum(of) / len(of)
+
+
+def check_needed(stated: Mapping[str, Any], key: str) -> None:
+    gap = stated["limit"] - stated[key]
+    half = stated[f"{key}_high"] - stated[key]
+    assert gap > 0
+    needed = math.ceil(stated[f"{key}_prompts"] * (half / gap) ** 2)
+    assert stated["prompts_needed"] == max(8, needed)
+
+
 def test_every_number_recomputed(nano: Reference, made: dict[str, Path]) -> None:
     """From the log-probabilities alone, with formulas written down here a second time."""
     forced, base = score_artifact_of(nano, made["Q4_K_M"]), nano.forced
@@ -69,12 +103,9 @@ def test_every_number_recomputed(nano: Reference, made: dict[str, Path]) -> None
                 other = next(k for k in (0, 1) if s.best[row, k] != token)
                 both.append(float(s.log_probs[row, at] - s.best_log_probs[row, other]))
             margins.append((nano.conversations[index].id, *both))
-    floors = []
-    once = [base.scored[position] for position in base.again]
-    for twice in (base.alone, base.narrow):
-        apart = [kl_again(a, b) for a, b in zip(once, twice, strict=True)]
-        assert len(apart) == 8
-        floors.append(sum(map(sum, apart)) / sum(map(len, apart)))
+    floors = floors_again(nano)
+    own = {part: max(floors[f"{part}_itself"], floors[f"{part}_in_16_bits"])
+           for part in ("prompts", "replies")}  # fmt: skip
     numbers = {name: outcome.verdict.numbers for name, outcome in outcomes.items()}
     checked = [("chat_kl", "kl", chat), ("reply_kl", "kl", replies), ("log_prob", "lost", lost)]
     checked += [
@@ -91,19 +122,27 @@ def test_every_number_recomputed(nano: Reference, made: dict[str, Path]) -> None
             width = max(high - low, 1e-12)
             ends = (stated[f"{key}_low"], stated[f"{key}_high"])
             assert ends == pytest.approx((low, high), abs=0.35 * width), (check_name, key)
-    own = max(floors)
     stated = numbers["noise_floor"]
-    assert stated["itself"] == pytest.approx(floors[0], rel=1e-6, abs=1e-12)
-    assert stated["in_16_bits"] == pytest.approx(floors[1], rel=1e-6)
-    assert stated["floor"] == pytest.approx(own, rel=1e-6)
+    for key, value in floors.items():
+        assert stated[key] == pytest.approx(value, rel=1e-6, abs=1e-12)
+    for part, value in own.items():
+        assert stated[f"{part}_floor"] == pytest.approx(value, rel=1e-6)
+    once = [base.scored[position] for position in base.again]
+    assert base.long_narrow is not None
+    of_long = kl_again(base.long, base.long_narrow)
+    own_long = sum(of_long) / len(of_long)
+    assert stated["long_in_16_bits"] == pytest.approx(own_long, rel=1e-6)
     assert (stated["limit"], stated["prompts"]) == (0.08, 8)
     tokens = [(a.best[r, 0], b.best[r, 0]) for a, b in zip(once, base.narrow, strict=True)
               for r in range(len(a.targets))]  # fmt: skip
     assert stated["tokens"] == len(tokens)
     assert stated["same_top_in_16_bits"] == sum(a == b for a, b in tokens)
-    assert numbers["chat_kl"]["noise"] == pytest.approx(own, rel=1e-6, abs=1e-12)
-    assert numbers["chat_kl"]["limit"] == pytest.approx(0.08 + own)
-    assert numbers["reply_kl"]["span_limit"] == pytest.approx(0.24 + own)
+    assert numbers["chat_kl"]["noise"] == pytest.approx(own["prompts"], rel=1e-6, abs=1e-12)
+    assert numbers["chat_kl"]["limit"] == pytest.approx(0.08 + own["prompts"])
+    assert numbers["reply_kl"]["limit"] == pytest.approx(0.08 + own["replies"])
+    assert numbers["reply_kl"]["span_limit"] == pytest.approx(0.24 + own["replies"])
+    assert numbers["log_prob"]["limit"] == pytest.approx(0.08 + own["replies"])
+    assert numbers["long_context"]["limit"] == pytest.approx(0.24 + own_long)
     assert numbers["reply_kl"]["same_top"] == same_top
     assert numbers["log_prob"]["perplexity_ratio"] == pytest.approx(
         math.exp(sum(map(sum, lost)) / sum(map(len, lost)))
@@ -112,6 +151,9 @@ def test_every_number_recomputed(nano: Reference, made: dict[str, Path]) -> None
     assert trigger["same"] == sum((a > 0) == (b > 0) for _, a, b in margins)
     assert (trigger["with_tools"], trigger["floor"]) == (len(margins), 0.80)
     assert trigger["calls"] == sum(a > 0 for _, a, _ in margins)
+    check_turned(trigger, margins)
+    for check_name in ("chat_kl", "reply_kl", "log_prob"):
+        check_needed(numbers[check_name], "lost" if check_name == "log_prob" else "kl")
     assert trigger["smallest_margin"] == pytest.approx(min(abs(a) for _, a, _ in margins))
     points = [(p.subject, *p.values.values()) for p in outcomes["trigger"].points]
     assert points == [(name, pytest.approx(a), pytest.approx(b)) for name, a, b in margins]

@@ -27,6 +27,7 @@ from verify.differences import differences
 from verify.engines.scripted import INFO
 from verify.equality import Tier
 from verify.evidence import Reference
+from verify.pair_outcomes import count_pairs
 from verify.portability import check_portability
 from verify.report.contents import (
     ArtifactReport,
@@ -79,6 +80,7 @@ def report_of(reference: Reference, *edits: Edit, first: Edit = right_reply) -> 
                 confusion=confusion(evidence.reference.conversations, pairs),
                 differences=tuple(differences(evidence.reference.conversations, pairs)),
                 strata=strata(evidence.reference.conversations, pairs, Tier.JSON),
+                pairs=count_pairs(evidence.reference.conversations, pairs, Tier.JSON),
             )
         )
     scores = Scores({"calls": Rate(100, 100)}, Rate(0, 500), Rate(0, 500), Rate(0, 500))
@@ -177,6 +179,9 @@ def test_every_number_recomputed(reference: Reference) -> None:
     low, high = wilson(2 * n - worse, 2 * n, z)
     assert agreement["same_calls_low"] == pytest.approx(low)
     assert agreement["same_calls_high"] == pytest.approx(high)
+    score = ((2 * n - worse) / (2 * n) - 0.75) / math.sqrt(0.75 * 0.25)
+    assert agreement["prompts_needed"] == math.ceil((z / score) ** 2)
+    assert agreement["same_calls_cut_off"] == 0
     assert agreement["conversations"] == len(rows)
     assert agreement["same_text"] == sum(right == reply for _, right, reply in rows)
     low, high = wilson(agreement["same_text"], len(rows), z)
@@ -185,7 +190,7 @@ def test_every_number_recomputed(reference: Reference) -> None:
 
     for check, prompts in {
         "lost_calls": n, "spurious_calls": n, "malformed_calls": 2 * n, "json_mode": n,
-        "wrong_refusals": 4 * n, "missing_refusals": n,
+        "same_json": n, "wrong_refusals": 4 * n, "missing_refusals": n,
     }.items():  # fmt: skip
         found = numbers_of(report, check)
         assert (found["prompts"], found["worse"], found["better"]) == (prompts, 0, 0), check
@@ -199,10 +204,19 @@ def test_every_number_recomputed(reference: Reference) -> None:
         "exact call": {"exact call": same, "other arguments": worse},
         "no call": {"no call": n},
     }
+    assert artifact["pairs"] == {
+        **dict.fromkeys(artifact["pairs"], 0),
+        "identical": len(rows) - worse, "different arguments": worse,
+    }  # fmt: skip
     assert len(artifact["differences"]) == worse
+    assert {found["pair"] for found in artifact["differences"]} == {"different arguments"}
     text = " ".join(parse(render_html(report)).text.split())
     assert f"\u2212{100 * worse / n:.1f}" in text
     assert f"{worse} / 0" in text
+    assert "What the artifact made of the reference's replies" in text
+    none = "\u00b7"
+    row = f"noanswerall{len(rows) - worse}{none * 2}{worse}{none * 6}{len(rows)}"
+    assert row in text.replace(" ", "")
     assert f"{100 * agreement['same_calls_rate']:.1f}" in text
 
 

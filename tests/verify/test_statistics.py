@@ -14,7 +14,8 @@ from verify.statistics import (
     Flips,
     Rate,
     count_flips,
-    mean_by_prompt,
+    more_needed,
+    say_needed,
     smallest_detectable_drop,
 )
 
@@ -126,32 +127,39 @@ def test_a_suite_without_prompts_shows_nothing() -> None:
     assert smallest_detectable_drop(0, 0.05) is None
 
 
-def test_the_bootstrap_is_over_prompts_and_repeats_itself() -> None:
-    values = [np.array([1.0])] * 80 + [np.array([0.0])] * 20
-    mean = mean_by_prompt(values)
-    assert mean == mean_by_prompt(values)
-    assert (mean.value, mean.values, mean.prompts) == (0.8, 100, 100)
-    assert (mean.low, mean.high) == pytest.approx(Rate(80, 100).interval, abs=0.02)
-    same = mean_by_prompt([np.array([0.5])] * 9)
-    assert (same.low, same.high) == (0.5, 0.5)
+@pytest.mark.parametrize(
+    ("hits", "of", "floor"), [(1, 1, 0.90), (19, 20, 0.90), (4, 5, 0.90), (9, 10, 0.75)]
+)
+def test_with_the_needed_prompts_the_same_share_decides_and_not_before(
+    hits: int, of: int, floor: float
+) -> None:
+    needed = Rate(hits, of).needed(floor)
+    assert needed is not None
+    enough, too_few = -(-needed // of), (needed - 1) // of
+    wanted = PASS if hits / of > floor else FAIL
+    assert Rate(hits * enough, of * enough).decide(floor) is wanted
+    assert Rate(hits * too_few, of * too_few).decide(floor) is UNSURE
 
 
-def test_tokens_of_one_prompt_are_not_independent() -> None:
-    """Ten prompts of a hundred equal tokens tell as much as ten tokens do."""
-    rng = np.random.default_rng(2)
-    of_prompts = rng.normal(size=10)
-    long = mean_by_prompt([np.full(100, value) for value in of_prompts])
-    short = mean_by_prompt([np.array([value]) for value in of_prompts])
-    assert (long.low, long.high) == pytest.approx((short.low, short.high))
-    assert long.values == 1000
+def test_of_nothing_counted_the_least_that_can_pass_at_all_is_needed() -> None:
+    assert Rate(0, 0).needed(0.90) == Rate(3, 3).needed(0.90) == 35
+    assert Rate(9, 10).needed(0.90) is None
 
 
-@pytest.mark.parametrize("prompts", [0, 1])
-def test_without_two_prompts_a_mean_decides_nothing(prompts: int) -> None:
-    mean = mean_by_prompt([np.array([0.5])] * prompts)
-    assert mean.decide(1.0) is UNSURE
-    assert mean.numbers("x")["x_low"] is None
+def test_what_is_needed_in_words() -> None:
+    assert say_needed(139, 20) == "about 139 prompts needed"
+    assert say_needed(35, 40) == "about 41 prompts needed"
+    assert say_needed(None, 10) == "no number of prompts tells this from the limit"
 
 
-def test_a_mean_that_is_no_number_fails() -> None:
-    assert mean_by_prompt([np.array([np.nan]), np.array([0.0])]).decide(1.0) is FAIL
+@pytest.mark.parametrize(
+    ("hits", "total", "share", "more"),
+    [(0, 300, 0.01, 4), (3, 300, 0.01, 1), (4, 300, 0.01, 0), (300, 300, 0.01, 0), (0, 0, 0.1, 1),
+     (2, 100, 0.10, 9)],
+)  # fmt: skip
+def test_what_cannot_be_lost_takes_more_of_it(
+    hits: int, total: int, share: float, more: int
+) -> None:
+    assert more_needed(hits, total, share) == more
+    assert hits + more > share * (total + more)
+    assert not more or hits + more - 1 <= share * (total + more - 1)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import shutil
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -115,7 +116,8 @@ def test_a_faithful_artifact_passes(run: Callable[..., ArtifactReport]) -> None:
         "structure", "tokens", "templates", "rendering", "gguf_weights", "agreement", "tool_calls",
         "lost_calls", "malformed_calls", "schema_valid", "wrong_refusals", "portability",
     ]  # fmt: skip
-    assert report.not_measured == ("spurious_calls", "json_mode", "missing_refusals")
+    assert report.not_measured == ("spurious_calls", "json_mode", "same_json", "missing_refusals")
+    assert report.pairs == {**dict.fromkeys(report.pairs, 0), "identical": 100}
     assert report.scores is not None
     assert report.scores.kinds["calls"].hits == report.scores.kinds["calls"].total == 90
     assert report.scores.kinds["harmless"].total == 10
@@ -164,7 +166,11 @@ def test_few_prompts_and_few_flips_are_not_enough_evidence(
     assert run(right, count=39).state is State.PASS
     doubtful = run(lambda i: right(0) if i % 10 == 1 else right(i))
     assert doubtful.state is State.NOT_ENOUGH_EVIDENCE
-    assert "more prompts are needed" in outcome_of(doubtful, "agreement").verdict.reason
+    needed = numbers(doubtful)["prompts_needed"]
+    assert needed is None or isinstance(needed, int)
+    assert re.search(
+        r"about \d+ prompts needed|no number", outcome_of(doubtful, "agreement").verdict.reason
+    )
 
 
 def test_one_flip_in_a_hundred_passes_and_is_shown(run: Callable[..., ArtifactReport]) -> None:
@@ -254,14 +260,18 @@ def test_real_engines_agree_and_the_report_is_whole(
         on_progress=lambda *event: seen.append(event),
     )
     by_name = {artifact.name: artifact for artifact in report.artifacts}
-    assert by_name["mini-F32.gguf"].state is State.PASS
+    by_check = {outcome.check: outcome for outcome in by_name["mini-F32.gguf"].outcomes}
+    # four tokens end no reply of this model, and it never calls: all else passes
+    undecided = {name for name, o in by_check.items() if o.verdict.state is not State.PASS}
+    assert undecided == {"agreement", "tool_calls", "lost_calls", "trigger"}
+    assert "cut off" in by_check["agreement"].verdict.reason
     assert numbers(by_name["mini-F32.gguf"])["same_text"] >= 40
     fp8 = by_name["mini-FP8_DYNAMIC"].engine
     assert fp8 is not None
     assert fp8.activations.startswith("float8_e4m3")
     assert ("mini-Q8_0.gguf", 44, 44) in seen
     content = json.loads(json.dumps(report.to_dict(), allow_nan=False))
-    assert content["schema_version"] == 3
+    assert content["schema_version"] == 4
     assert str(tmp_path) not in json.dumps(content)
     assert str(reference_folder.parent) not in json.dumps(content)
     rate = content["artifacts"][0]["scores"]["kinds"]["calls"]
@@ -269,7 +279,7 @@ def test_real_engines_agree_and_the_report_is_whole(
     console = Console(record=True, width=80, file=(tmp_path / "out").open("w"))
     print_report(report, console)
     shown = console.export_text()
-    for word in ("mini-Q8_0.gguf", "mini-FP8_DYNAMIC", "same calls", "of 44", "pass"):
+    for word in ("mini-Q8_0.gguf", "mini-FP8_DYNAMIC", "same calls", "of 44", "became: identical"):
         assert word in shown
 
 

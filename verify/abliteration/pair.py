@@ -16,6 +16,7 @@ from typing import Any
 import numpy as np
 
 from convert.checkpoint import Checkpoint
+from convert.conversation import Conversation
 from convert.errors import CheckpointError, InputError, UnsupportedError
 from convert.workers import Steps
 from quantize.abliteration.edit_folder import EditFolder
@@ -35,6 +36,7 @@ from verify.engines import LOG_PROBABILITIES, Engine, EngineInfo, ScoringEngine
 from verify.engines.log_probabilities import Passage, Scored
 from verify.evidence import Answer, Evidence, Reference, ask
 from verify.gate import Gate
+from verify.pair_outcomes import count_pairs
 from verify.report.contents import ArtifactReport
 from verify.run_artifact import named
 
@@ -42,6 +44,7 @@ TOP = 64
 SUITE_TOKENS = 256
 Open = Callable[[Artifact], Engine]
 Answers = tuple[Answer, ...]
+_Both = list[tuple[Answer, Answer]]
 
 
 @dataclass(frozen=True, slots=True)
@@ -101,10 +104,12 @@ class Gatekeeper:
         if after is None:
             return PairReport(unedited.name, report, {}, {})
         outcomes += self._compared(edited, before, after)
+        both = self._suite(before, after)
         report = replace(
             self._described(edited, outcomes, begin),
             engine=after.engine,
-            confusion=self._confusion(before, after),
+            confusion=confusion(*both),
+            pairs=count_pairs(*both, self.gate.of(edited.type).tier),
         )
         scores = {
             "refused before": before.said.scores,
@@ -157,11 +162,11 @@ class Gatekeeper:
             thresholds = self.gate.of(edited.type)
             yield from check_behaviour(Evidence(reference, edited, thresholds, answers=after.calls))
 
-    def _confusion(self, before: _Heard, after: _Heard) -> dict[str, dict[str, int]]:
+    def _suite(self, before: _Heard, after: _Heard) -> tuple[tuple[Conversation, ...], _Both]:
+        """Its conversations and what both said to each; nothing without a suite."""
         if self.asked.suite is None:
-            return {}
-        both = list(zip(before.calls, after.calls, strict=True))
-        return confusion(self.asked.suite.conversations, both)
+            return (), []
+        return self.asked.suite.conversations, list(zip(before.calls, after.calls, strict=True))
 
     def _differences(self, before: _Heard, after: _Heard) -> dict[str, tuple[Difference, ...]]:
         """By kind of prompt; that refused ones differ is what was asked for."""

@@ -97,6 +97,7 @@ class KeptEngine:
                 "prompts": part,
                 "max_new_tokens": max_new_tokens,
                 "stop_ids": sorted(stop_ids),
+                "narrow": self._narrowed,
             }
             kept = self._cache.read("answers", asked)
             if kept is None:

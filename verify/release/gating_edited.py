@@ -184,6 +184,7 @@ def _report(
         seconds=0.0,
         not_measured=not_measured(outcomes) if info else (),
         confusion=pair.artifact.confusion if pair else {},
+        pairs=pair.artifact.pairs if pair else {},
         differences=tuple(d for kind in pair.differences.values() for d in kind) if pair else (),
         fit=fit_report(artifact),
     )

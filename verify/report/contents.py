@@ -18,7 +18,7 @@ from verify.engines import EngineInfo
 from verify.statistics import Rate
 from verify.strata import Stratum
 
-SCHEMA_VERSION = 3
+SCHEMA_VERSION = 4
 OF_FILES = ("structure", "tokens", "templates", "rendering", "weights", "gguf_weights")
 """Checks of the files alone; all others need a run."""
 
@@ -99,9 +99,10 @@ class ArtifactReport:
     `not_checked` names checks that cannot be made of it, as its files are out of reach (the size is
     then 0), the reference's weights are, or a server names no tokens; and weights that could not be
     compared with the source's, with how many. `not_measured` names those for which the suite has no
-    prompt. `confusion` counts call outcomes, {reference's: {artifact's: count}}; `strata` counts
-    them apart by kinds of reply and of prompt, where there are several. `fit` is None where nothing
-    can be said of memory.
+    prompt. `confusion` counts call outcomes, {reference's: {artifact's: count}}; `pairs` what
+    became of the reference's replies, by word (`pair_outcomes.py`); `strata` counts them apart by
+    kinds of reply and of prompt, where there are several. `fit` is None where nothing can be said
+    of memory.
     """
 
     name: str
@@ -120,6 +121,7 @@ class ArtifactReport:
     differences: tuple[Difference, ...] = ()
     fit: Fit | None = None
     strata: tuple[Stratum, ...] = ()
+    pairs: Mapping[str, int] = field(default_factory=dict)
 
     @property
     def unchecked(self) -> tuple[str, ...]:

@@ -12,7 +12,6 @@ from rich.table import Table
 from rich.text import Text
 
 from convert.terminal import printable
-from verify.artifact import Kind
 from verify.check import Outcome, State, total_state
 from verify.report.contents import OF_FILES, ArtifactReport, Report
 
@@ -68,7 +67,11 @@ def _turns(report: Report) -> str:
 
 
 def _print_counts(artifact: ArtifactReport, console: Console) -> None:
-    """By which tier calls are equal, and replies that reason apart from those that do not."""
+    """What became of the reference's replies, by which tier calls are equal, and the strata."""
+    words = [f"{word} {count}" for word, count in artifact.pairs.items() if count]
+    if words:
+        line = f"{artifact.name}: the reference's replies became: {', '.join(words)}"
+        console.print(Text(printable(line)), style="dim")
     agreement = next(o for o in artifact.outcomes if o.check == "agreement")
     tiers = [f"{p.subject} {n}" for p in agreement.points if (n := p.values.get("replies"))]
     if tiers:
