@@ -379,6 +379,7 @@ def test_scales_that_were_moved_between_layers_are_taken_out(
     assert outcome.verdict.state is State.PASS, outcome.findings
     assert outcome.verdict.numbers["rescaled"] == 18, "four norms and fourteen matrices"
     assert outcome.verdict.numbers["copies"] == 7
+    assert outcome.verdict.numbers["out_of_bounds"] == 0
     assert "18 tensors hold scales of others" in outcome.verdict.reason
 
 
