@@ -116,7 +116,7 @@ def not_compared(outcomes: Sequence[Outcome]) -> tuple[str, ...]:
 
 def _numbers(found: Comparison) -> dict[str, Number]:
     matrices = [c for c in found.tensors if c.matrix]
-    bounded = [c.elements.out_of_bounds for c in found.tensors if c.elements is not None]
+    bounded = [c.elements.out_of_bounds for c in found.tensors if c.elements and not c.rescaled]
     return {
         "matrices": len(matrices),
         "copies": len(found.tensors) - len(matrices),
