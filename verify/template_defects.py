@@ -5,7 +5,7 @@ a known text: a probe is rendered, and the defect is in what comes out, so an ed
 defective template is found as well as the one that was published.
 
 The one fact to know: the tool_use template published with Hermes 2 Pro and Hermes 3 (one text) has
-eight of these eleven, and the models were served with it. A defect is therefore told and never
+nine of these twelve, and the models were served with it. A defect is therefore told and never
 mended, and an artifact does not fail for one that its reference has too.
 
 A template that renders nothing is asked nothing further, and templates other than `default` and
@@ -120,8 +120,7 @@ def _where_they_part(first: str, second: str) -> str:
 def _look_at_tools(probe: Probe) -> Found:
     """How tools are written, and which of them stop the template."""
     text = probe.render(USER) or ""
-    if extra := extra_brace(text):
-        yield "template-brace-extra", extra
+    yield from look_at_braces(text)
     if joined := re.search(rf"{re.escape(WORDS)}[ \t]*{SECOND}", text):
         yield "template-arguments-joined", f"no line break in {joined[0]!r}"
     yield from _look_at_items(probe)
@@ -137,14 +136,16 @@ def _look_at_tools(probe: Probe) -> Found:
     yield from _refused("template-optional-keys", probe, bare)
 
 
-def extra_brace(text: str) -> str | None:
-    """A JSON object in the prompt that one closing brace too many follows.
+def look_at_braces(text: str) -> Found:
+    """JSON objects in the prompt that one closing brace too many follows, or one too few.
 
     An object inside a larger one that is no JSON (a placeholder stands in it) may be followed by
-    the larger one's brace: it stands after a key, or after a brace that its line leaves open. The
-    first _BRACES objects are looked at: objects that never close take the square of their number.
+    the larger one's brace: it stands after a key, or after a brace that its line leaves open. After
+    both, the larger one must go on or close. The first _BRACES objects are looked at: objects that
+    never close take the square of their number.
     """
     decoder = json.JSONDecoder(strict=False)
+    found: dict[str, str] = {}
     place = text.find("{")
     for _ in range(_BRACES):
         if place < 0:
@@ -154,13 +155,18 @@ def extra_brace(text: str) -> str | None:
         except (ValueError, RecursionError):
             place = text.find("{", place + 1)
             continue
-        if text[end : end + 1] == "}":
-            line = text[max(text.rfind("\n", 0, place) + 1, place - _LINE) : place]
-            inside = re.search(r'("\s*:|[,\[{])\s*$', line[-_SHOWN:])
-            if not inside and line.count("{") <= line.count("}"):
-                return f"after {text[max(place, end - _SHOWN) : end + 1]!r}"
+        line = text[max(text.rfind("\n", 0, place) + 1, place - _LINE) : place]
+        key = re.search(r'"\s*:\s*$', line[-_SHOWN:])
+        listed = re.search(r"[,\[{]\s*$", line[-_SHOWN:])
+        left_open = line.count("{") > line.count("}")
+        if text[end : end + 1] == "}" and not (key or listed or left_open):
+            shown = text[max(place, end - _SHOWN) : end + 1]
+            found.setdefault("template-brace-extra", f"after {shown!r}")
+        if key and left_open and not re.match(r"\s*[},]", text[end : end + _SHOWN]):
+            shown = text[max(place, end - _SHOWN) : end + 10]
+            found.setdefault("template-brace-missing", f"in {shown!r}")
         place = text.find("{", end)
-    return None
+    yield from found.items()
 
 
 def _look_at_items(probe: Probe) -> Found:

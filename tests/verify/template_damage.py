@@ -46,6 +46,9 @@ DEFECTS = {
     "template-array-items": signature(" {{ name }}: {{ spec.type }}\n"),
     "template-arguments-joined": signature(" {{ name }}: {{ spec.description }}"),
     "template-brace-extra": edited("</tools>", '</tools> Answer by {"type": {"a": 1}}} only.'),
+    "template-brace-missing": edited(
+        TOOL, '{"type": "function", "function": {{ tool.function | tojson }}'
+    ),
     "template-not-prefix-stable": edited(
         "{% endfor %}<|im_end|>", "{% endfor %}{{ '' if loop.last else '\n' }}<|im_end|>"
     ),

@@ -13,12 +13,13 @@ from tests.verify.template_damage import DEFECTS, GOOD, edited
 from tests.vocabularies import data_file
 from verify import template_defects, template_probe
 from verify.lint.lints import LINTS
-from verify.template_defects import extra_brace, find_defects
+from verify.template_defects import find_defects, look_at_braces
 
 SPECIAL = {"bos_token": "<|begin_of_text|>", "eos_token": "<|im_end|>"}
 NANO = Path(__file__).parents[2] / "examples" / "hermes-nano"
 OFFICIAL = {
     "template-brace-extra",
+    "template-brace-missing",
     "template-array-items",
     "template-type-refused",
     "template-arguments-joined",
@@ -27,7 +28,8 @@ OFFICIAL = {
     "template-empty-calls",
     "template-not-prefix-stable",
 }
-"""The six defects of the published tool_use template; two of them are of two parts."""
+"""Six defects are known of the published tool_use template, two of them of two parts; in the
+seventh, each tool's JSON lacks a closing brace."""
 
 
 def defects(template: str, name: str = "tool_use") -> dict[str, str]:
@@ -60,6 +62,7 @@ def test_the_six_defects_of_the_published_tool_use_template() -> None:
     assert found.keys() == OFFICIAL
     assert "list[Union[]]" in found["template-array-items"]
     assert '"type": "object"}}' in found["template-brace-extra"]
+    assert "</tools>" in found["template-brace-missing"]
     for kind in ('["string", "null"]', '"dict"', '"float"', '"any"', '"tuple"'):
         assert kind in found["template-type-refused"]
     assert "calls itself without end" in found["template-type-refused"]
@@ -133,27 +136,36 @@ def test_one_that_only_hangs_on_some_tools_is_still_bounded(
     assert template_probe.PROBE_LIMITS.cpu_seconds <= 2
 
 
+EXTRA, MISSING = "template-brace-extra", "template-brace-missing"
+
+
 @pytest.mark.parametrize(
-    ("text", "extra"),
+    ("text", "names"),
     [
-        ('{"a": 1}}', True),
-        ('make: {"a": {"b": "}"}}}', True),
-        ('{"a": {"b": 1}}', False),
-        ('{"name": <name>, "arguments": {"x": 1}}', False),
-        ('{{"a": 1}}', False),
-        ('[{"a": 1}, {"b": 2}]', False),
-        ("{" * 500 + '{"a": 1}', False),
-        ('{"a": "two\nlines"}}', True),
-        ("}}", False),
-        ("", False),
+        ('{"a": 1}}', [EXTRA]),
+        ('make: {"a": {"b": "}"}}}', [EXTRA]),
+        ('{"a": {"b": 1}}', []),
+        ('{"name": <name>, "arguments": {"x": 1}}', []),
+        ('{"name": <name>, "arguments": {"x": 1}, "more": 1}', []),
+        ('{"name": <name>, "arguments": {"x": 1}\n}', []),
+        ('{"name": <name>, "arguments": {"x": 1}', [MISSING]),
+        ('{"type": "f", "f": {"a": 1} and then', [MISSING]),
+        ('"f": {"a": 1} and then', []),
+        ('{"f": {"a": 1} or {"b": 1}}', [MISSING]),
+        ('{{"a": 1}}', []),
+        ('[{"a": 1}, {"b": 2}]', []),
+        ("{" * 500 + '{"a": 1}', []),
+        ('{"a": "two\nlines"}}', [EXTRA]),
+        ("}}", []),
+        ("", []),
     ],
 )
-def test_an_extra_brace(text: str, extra: bool) -> None:
-    assert (extra_brace(text) is not None) is extra
+def test_braces(text: str, names: list[str]) -> None:
+    assert [name for name, _ in look_at_braces(text)] == names
 
 
 def test_objects_that_never_close_take_no_time() -> None:
     begin = time.process_time()
-    assert extra_brace('{"a":' * 20_000) is None
-    assert extra_brace('{"a":[' * 20_000) is None
+    assert list(look_at_braces('{"a":' * 20_000)) == []
+    assert list(look_at_braces('{"a":[' * 20_000)) == []
     assert time.process_time() - begin < 5

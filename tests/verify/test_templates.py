@@ -72,8 +72,8 @@ def test_defects_of_the_references_own_template_are_told_and_fail_nothing(tmp_pa
         for name in ("m-Q8_0.gguf", "m-FP8_DYNAMIC"):
             outcome = check_templates(evidence(reference, tmp_path / name))
             assert outcome.verdict.state is State.PASS
-            assert outcome.verdict.numbers["defects"] == 8
-            assert len(outcome.findings) == 8
+            assert outcome.verdict.numbers["defects"] == 9
+            assert len(outcome.findings) == 9
             assert "template-brace-extra in 'tool_use'" in {f.subject for f in outcome.findings}
         mended = rewrite_gguf(
             tmp_path / "m-Q8_0.gguf",

@@ -87,6 +87,12 @@ TABLE = (
         "keep the template if the model was trained with it",
     ),
     Lint(
+        "template-brace-missing",
+        NOTE,
+        "a JSON text in the prompt, a tool's say, is never closed",
+        "keep the template if the model was trained with it",
+    ),
+    Lint(
         "template-not-prefix-stable",
         NOTE,
         "a turn's prompt is not the beginning of the next turn's: a server computes the"

@@ -39,6 +39,7 @@ _EXPECTED = {
     "template-array-items": "what it holds, as JSON Schema's items say",
     "template-arguments-joined": "a line each",
     "template-brace-extra": "JSON that closes once",
+    "template-brace-missing": "JSON that closes",
     "template-not-prefix-stable": "the beginning of the next turn's prompt",
 }
 
