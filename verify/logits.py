@@ -24,6 +24,7 @@ from dataclasses import dataclass, replace
 
 import numpy as np
 
+from verify.asked_again import measure_decisions
 from verify.bootstrap import LEAST, Mean, mean_by_prompt
 from verify.check import Finding, Number, Outcome, State, Verdict, total_state
 from verify.distributions import kl_per_token
@@ -46,12 +47,13 @@ def check_log_probabilities(evidence: Evidence, /) -> tuple[Outcome, ...]:
     if base is None or forced is None:
         return ()
     reference, asked = evidence.reference, evidence.thresholds
+    decisions = measure_decisions(reference)
     pairs = _Pairs(reference, asked, _as_far(base, forced), forced, measure_floor(reference))
     return (
         check_noise_floor(reference, asked),
         check_chat_kl(pairs),
         check_reply_kl(pairs),
-        check_trigger(reference, asked, pairs.replies()),
+        check_trigger(reference, asked, pairs.replies(), decisions.numbers() if decisions else {}),
         check_log_prob(pairs),
         check_long_context(pairs),
     )

@@ -20,7 +20,7 @@ verdict then says so. Reasoning that never ends has no decision and is left out.
 from __future__ import annotations
 
 from bisect import bisect_left
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -92,8 +92,13 @@ def decision_margin(reference: Reference, index: int, reply: Scored) -> float | 
     return None if np.isnan(margin) else margin
 
 
-def check_trigger(reference: Reference, asked: Thresholds, pairs: Pairs) -> Outcome:
-    """Whether a greedy decoder would call where the reference calls, and only there."""
+def check_trigger(
+    reference: Reference, asked: Thresholds, pairs: Pairs, noise: Mapping[str, Number]
+) -> Outcome:
+    """Whether a greedy decoder would call where the reference calls, and only there.
+
+    `noise` are the numbers of the reference's own decisions when it is asked again.
+    """
     found = [
         _Decision(index, ours, theirs)
         for index, scored, other in pairs
@@ -111,7 +116,7 @@ def check_trigger(reference: Reference, asked: Thresholds, pairs: Pairs) -> Outc
     if tag > 1:
         reason += f"; judged by the first of the {tag} tokens that {OPEN} is"
     numbers = {**_numbers(reference, found, same, floor), **_turned("off", kept_calls),
-               **_turned("on", kept_none)}  # fmt: skip
+               **_turned("on", kept_none), **noise}  # fmt: skip
     names = [reference.conversations[one.index].id for one in found]
     findings = tuple(
         Finding(name, f"margin {one.ours:+.2f} became {one.theirs:+.2f} nats")

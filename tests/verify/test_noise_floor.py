@@ -201,6 +201,9 @@ def test_decisions_nearer_to_turning_than_they_moved_are_counted(nano: Reference
     verdict = found(noisy, nano.forced)["noise_floor"]
     assert verdict.state is State.NOT_ENOUGH_EVIDENCE
     assert f"{decisions.within} of {decisions.all} decisions to call could turn" in verdict.reason
+    beside = found(noisy, nano.forced)["trigger"].numbers
+    assert beside["decisions_within_shift"] == decisions.within
+    assert beside["decision_shift"] == decisions.shift
 
 
 def test_what_was_not_asked_again_has_no_floor(nano: Reference) -> None:

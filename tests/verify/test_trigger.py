@@ -66,7 +66,7 @@ def judged(reference: Reference, margins: Sequence[tuple[float, float]], text: s
         at = decision_token(tokenizer, answers[i])
         size = len(answers[i].ids)
         pairs.append((i, reply(size, at, ours, token), reply(size, at, theirs, token)))
-    return check_trigger(base, ASKED, pairs)
+    return check_trigger(base, ASKED, pairs, {})
 
 
 KEPT_CALL, KEPT_NONE, TURNED_OFF, TURNED_ON = (3.0, 2.0), (-3.0, -2.0), (3.0, -1.0), (-3.0, 1.0)
