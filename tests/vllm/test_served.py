@@ -54,12 +54,27 @@ SCHEMES = {
         needs=NEVER,
         refusal="static_scaled_fp8_quant() expected at most 0 argument(s) but received 4",
     ),
+    "FP8": Scheme(
+        needs=NEVER,
+        refusal="static_scaled_fp8_quant() expected at most 0 argument(s) but received 4",
+    ),
     "W8A8": Scheme(taken=r"Selected \w+ for CompressedTensorsW8A8Int8"),
     "W4A16": Scheme(
         taken="Using CPUWNA16LinearKernel",
         needs="avx512f",
         refusal="object has no attribute 'cpu_gemm_wna16'",
     ),
+    "W4A16_GPTQ": Scheme(
+        taken="Using CPUWNA16LinearKernel",
+        needs="avx512f",
+        refusal="object has no attribute 'cpu_gemm_wna16'",
+    ),
+    "W4A16_AWQ": Scheme(
+        taken="Using CPUWNA16LinearKernel",
+        needs="avx512f",
+        refusal="object has no attribute 'cpu_gemm_wna16'",
+    ),
+    "NVFP4": Scheme(needs=NEVER, refusal="FP4"),
     "W8A16": Scheme(
         needs=NEVER, refusal="Failed to find a kernel that can implement the WNA16 linear layer"
     ),
@@ -141,5 +156,10 @@ def check_calls(report: ArtifactReport | None) -> None:
         verdict = by_name[name].verdict
         print(f"{name}: {verdict.reason}")
         assert verdict.state is State.PASS, f"{name}: {verdict.reason}"
+    for name in ("chat_kl", "reply_kl"):
+        verdict = by_name[name].verdict
+        print(f"{name}: {verdict.reason}")
+        assert isinstance(verdict.numbers["kl"], float), f"{name}: {verdict.reason}"
+        assert verdict.state is not State.FAIL, f"{name}: {verdict.reason}"
     numbers = by_name["served_calls"].verdict.numbers
     assert numbers["same_prompt_tokens"] == numbers["with_tools"]
