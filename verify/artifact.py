@@ -13,6 +13,7 @@ it gets the type "unknown" and fails its checks, and the others beside it are st
 from __future__ import annotations
 
 import math
+import os
 from collections import Counter
 from collections.abc import Iterable
 from dataclasses import dataclass
@@ -65,8 +66,8 @@ class Artifact:
 
     @property
     def name(self) -> str:
-        """The last part of its path."""
-        return self.path.resolve().name
+        """The last part of its path; links are not followed, as the hub's cache is made of them."""
+        return Path(os.path.abspath(self.path)).name
 
     def without_address(self, text: str) -> str:
         """Words for a report that others read: a server's address is nobody's business."""

@@ -29,6 +29,7 @@ the place of artifacts' (their answers are not kept: nothing would tell them apa
 
 from __future__ import annotations
 
+import os
 import time
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
@@ -111,7 +112,8 @@ def verify(
         engine_for, kv_type=kv_type, activation_bits=activations, **options
     )
     run_base: OpenEngine = open_reference or open_engine or partial(engine_for, **options)
-    with _kept(cache), _open_reference(reference, reference_server) as (checkpoint, source):
+    with _kept(cache), _open_reference(reference, reference_server) as found:
+        checkpoint, source, name = found
         asked = read_gate(gate, checkpoint.path)
         if checkpoint.tensors and any(artifact.kind is Kind.GGUF for artifact in opened):
             expected_gguf_shapes(checkpoint)  # refuses a reference that is itself incomplete
@@ -137,7 +139,7 @@ def verify(
         assert base.engine is not None
         seconds = time.monotonic() - begin
         right = scores(base, base.answers)
-        reported = ReferenceReport(checkpoint.path.resolve().name, base.engine, right, seconds)
+        reported = ReferenceReport(name, base.engine, right, seconds)
         running = Running(
             run_one,
             max_new_tokens,
@@ -172,14 +174,17 @@ def _kept(cache: Path | None) -> Iterator[None]:
 
 
 @contextmanager
-def _open_reference(place: str | Path, server: str | None) -> Iterator[tuple[Checkpoint, Artifact]]:
-    """The reference's folder, and what answers for it: its own weights, or a server."""
+def _open_reference(
+    place: str | Path, server: str | None
+) -> Iterator[tuple[Checkpoint, Artifact, str]]:
+    """The reference's folder, what answers for it (its own weights, or a server), and its name."""
     if str(place).startswith(ADDRESS_STARTS):
         raise InputError(
             f"{place}: the reference is a folder (tokenizer, config, templates); give one, and the"
             " address as --reference-server"
         )
-    folder = locate(str(place), weights=server is None).folder
+    origin = locate(str(place), weights=server is None)
+    folder, name = origin.folder, origin.repo or Path(os.path.abspath(origin.folder)).name
     opened = Checkpoint.open_without_weights(folder) if server else Checkpoint.open(folder)
     with opened as checkpoint:
         stored = open_artifact(checkpoint.path)
@@ -188,7 +193,7 @@ def _open_reference(place: str | Path, server: str | None) -> Iterator[tuple[Che
         source = open_artifact(server) if server else stored
         if server and source.served is None:
             raise InputError(f"{server!r}: no address; expected one like http://host:8000/v1")
-        yield checkpoint, source
+        yield checkpoint, source, name
 
 
 def _without_address(base: Reference, source: Artifact) -> Reference:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import math
 import re
+import shutil
 from collections import Counter
 from dataclasses import replace
 from html.parser import HTMLParser
@@ -20,6 +21,7 @@ from scipy.stats import binom
 from tests.verify.replies import Edit, always, call, digits_confused, evidence_of, suite
 from verify import report as package
 from verify.agreement import check_agreement
+from verify.artifact import open_artifact
 from verify.behaviour import check_behaviour
 from verify.call_outcomes import confusion
 from verify.check import Finding, Outcome, State, Verdict, total_state
@@ -272,6 +274,27 @@ def test_what_decides_is_on_the_first_screen(reference: Reference) -> None:
     assert "123.5 MB" in top
     assert "tool_calls: exact calls:" in top
     assert "no evidence about Hermes" in top
+
+
+def test_two_files_of_one_name_keep_their_own_sentences(reference: Reference) -> None:
+    report = report_of(reference, digits_confused)
+    why = Outcome("structure", Verdict(State.FAIL, "cut short"))
+    other = replace(report.artifacts[0], outcomes=(why,), engine=None, scores=None, confusion={})
+    assert other.name == report.artifacts[0].name
+    report = replace(report, artifacts=(report.artifacts[0], other))
+    text = parse(render_html(report)).text
+    top = text[: text.index("What this suite can show")]
+    assert top.count("tool_calls: exact calls:") == 1
+    assert top.count("structure: cut short") == 1
+
+
+def test_an_artifact_in_the_cache_of_the_hub_has_its_own_name(
+    tmp_path: Path, made: dict[str, Path]
+) -> None:
+    blob = shutil.copy(made["Q8_0"], tmp_path / "0a1b2c")
+    link = tmp_path / "nano-Q8_0.gguf"
+    link.symlink_to(blob)
+    assert open_artifact(link).name == link.name
 
 
 def test_a_check_that_is_not_known_here_is_shown_with_all_it_has(reference: Reference) -> None:

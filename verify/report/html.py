@@ -79,7 +79,7 @@ def render_html(report: Report) -> str:
     return template(_TEMPLATE).render(
         report=report,
         kinds=list(report.reference.scores.kinds),
-        summary={artifact.name: summarise(artifact) for artifact in report.artifacts},
+        summaries=list(map(summarise, report.artifacts)),
     )
 
 
