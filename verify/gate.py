@@ -103,10 +103,15 @@ class Gate(BaseModel):
 def read_gate(path: Path | None, reference: Path | None = None) -> Gate:
     """The gate at `path`, else the one with the reference's prompts, else the defaults.
 
-    Raises InputError with file and line for what is no gate.
+    The note of the one with the reference's prompts speaks of the reference, and stays with it
+    under any gate. Raises InputError with file and line for what is no gate.
     """
     if path is not None and not path.is_file():
         raise InputError(f"{path}: not found; --gate takes a YAML file, see docs/gates.md")
     beside = reference / FOLDER / FILE_NAME if reference is not None else None
-    found = path or (beside if beside is not None and beside.is_file() else DEFAULTS)
-    return read_yaml(found, Gate)
+    own = read_yaml(beside, Gate) if beside is not None and beside.is_file() else None
+    if path is None:
+        return own or read_yaml(DEFAULTS, Gate)
+    given = read_yaml(path, Gate)
+    notes = [gate.note for gate in (given, own) if gate is not None and gate.note]
+    return given.model_copy(update={"note": " ".join(dict.fromkeys(notes))})

@@ -46,7 +46,17 @@ def test_the_gate_among_the_prompts_of_the_reference_wins_over_the_defaults() ->
     gate = read_gate(None, NANO)
     assert "no evidence about any Hermes model" in " ".join(gate.note.split())
     assert gate.of("Q8_0").drops.tool_calls == 0.03
-    assert read_gate(DEFAULTS, NANO) == read_gate(None)
+    assert read_gate(DEFAULTS, NANO).classes == read_gate(None).classes
+
+
+def test_what_must_be_said_of_a_reference_is_said_under_any_gate(tmp_path: Path) -> None:
+    given = yaml.safe_load(DEFAULTS.read_text()) | {"note": "Looser for the preview."}
+    path = tmp_path / "mine.yaml"
+    path.write_text(yaml.safe_dump(given))
+    own = read_gate(None, NANO).note
+    assert "no evidence about any Hermes model" in " ".join(own.split())
+    assert read_gate(path, NANO).note == f"Looser for the preview. {own}"
+    assert read_gate(path, NANO).classes == read_gate(None).classes
 
 
 @pytest.mark.parametrize(
