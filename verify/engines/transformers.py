@@ -195,7 +195,7 @@ class TransformersEngine:
         self.info = replace(self.info, dtype=str(dtype).removeprefix("torch."))
 
     def stated_scales(self) -> tuple[StatedScale, ...]:
-        """What scored text sent through the scales that the folder fixes since it was last asked."""
+        """What scored text sent through the fixed scales since this was last asked."""
         return self._watch.take()
 
     def close(self) -> None:
