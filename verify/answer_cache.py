@@ -43,7 +43,7 @@ from convert.staging import hash_file
 from verify.artifact import Artifact, Kind
 from verify.engines import EngineInfo
 
-FORM = 4
+FORM = 5
 """Raised when what is computed or kept changes."""
 PACKAGES = ("torch", "transformers", "tokenizers", "compressed-tensors", "llama-cpp-python")
 SIDE_FILES = ("config.json", "generation_config.json")

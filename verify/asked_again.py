@@ -17,9 +17,10 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from verify.check import Number
+from verify.engines import Ids
 from verify.engines.log_probabilities import Scored
 from verify.equality import Tier, tier_of_replies, within
-from verify.evidence import Answer, Reference, TeacherForced, read_answers
+from verify.evidence import Reference, TeacherForced, read_answers
 from verify.statistics import Rate, count
 from verify.trigger import decision_margin
 
@@ -114,19 +115,19 @@ def answers_again(reference: Reference, equality: Tier) -> AnsweredAgain | None:
     if base is None or not base.answered_alone:
         return None
     alone, narrow = (
-        count(_same_calls(reference, base, read_answers(reference, replies), equality))
+        count(_same_calls(reference, base, replies, equality))
         for replies in (base.answered_alone, base.answered_narrow)
     )
     return AnsweredAgain(alone, narrow) if alone.total else None
 
 
 def _same_calls(
-    reference: Reference, base: TeacherForced, again: Sequence[Answer], equality: Tier
+    reference: Reference, base: TeacherForced, replies: Sequence[Ids], equality: Tier
 ) -> list[bool]:
-    """For every conversation with tools that was answered again."""
+    """For every conversation with tools that was answered again; `replies` may be none."""
     same = []
-    for at, answer in zip(base.again, again, strict=False):
-        index = base.conversations[at]
+    indices = [base.conversations[at] for at in base.again[: len(replies)]]
+    for index, answer in zip(indices, read_answers(reference, replies, indices), strict=True):
         tools = reference.conversations[index].tools
         if tools:
             tier = tier_of_replies(reference.answers[index].reply, answer.reply, tools)

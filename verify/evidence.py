@@ -9,7 +9,7 @@ Conversations, prompts and answers are parallel: index i is the same conversatio
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from itertools import compress
 from pathlib import Path
@@ -167,12 +167,15 @@ def ask(
     return read_answers(reference, generated)
 
 
-def read_answers(reference: Reference, generated: Sequence[Ids]) -> tuple[Answer, ...]:
-    """Replies as ids, one a prompt, read."""
+def read_answers(
+    reference: Reference, generated: Sequence[Ids], indices: Iterable[int] | None = None
+) -> tuple[Answer, ...]:
+    """Replies as ids, read; one a prompt, or to the prompts of these `indices`."""
     stops = stop_ids(reference.checkpoint, reference.tokenizer)
+    places = range(len(generated)) if indices is None else indices
     return tuple(
         _answer(reference.tokenizer, ids, stops, reference.opened(index))
-        for index, ids in enumerate(generated)
+        for index, ids in zip(places, generated, strict=True)
     )
 
 

@@ -16,7 +16,7 @@ the template writes it) and later turns, whose earlier prompt and reply are know
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from convert.conversation import Conversation
 from convert.errors import ConversationError
@@ -92,10 +92,7 @@ def _prompt_before_reply(reference: Reference, conversation: Conversation) -> Id
     if last == 0:
         return None
     try:
-        return render(
-            reference.tokenizer,
-            Conversation(conversation.id, messages[:last], conversation.tools),
-        )
+        return render(reference.tokenizer, replace(conversation, messages=messages[:last]))
     except ConversationError:
         return None  # a history that makes no prompt by itself
 

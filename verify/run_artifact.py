@@ -91,7 +91,7 @@ def _open(running: Running, artifact: Artifact) -> Engine:
     except InputError:
         engine.close()
         raise
-    return KeptEngine(lambda: engine, cache, batch=running.batch)
+    return KeptEngine.around(engine, cache, batch=running.batch)
 
 
 def _answers(

@@ -24,7 +24,8 @@ folder needs tokenizer, config and templates, and what needs the weights themsel
 The options say how models are run. The reference has those that its numbers may depend on without
 being another model: dtype, device, batch, threads. `open_engine` puts engines of a caller's own in
 the place of artifacts' (their answers are not kept: nothing would tell them apart), and without
-`open_reference` of the reference's too.
+`open_reference` of the reference's too. What a caller's own engine answers for the reference is
+kept, apart from ours; a caller with several gives each a `cache` of its own.
 """
 
 from __future__ import annotations
@@ -126,12 +127,13 @@ def verify(
         if fixture is not None:
             write_fixture(base, fixture)
         keep = cache if source.served is None else None
+        own = {"engine": "the caller's own"} if open_reference or open_engine else {}
         begin = time.monotonic()
         base = run_reference(
             lambda: run_base(source),
             base,
             max_new_tokens=max_new_tokens,
-            cache=AnswerCache.of_reference(keep, checkpoint, options) if keep else None,
+            cache=AnswerCache.of_reference(keep, checkpoint, options | own) if keep else None,
             batch=batch,
             on_progress=named(on_progress, source),
         )

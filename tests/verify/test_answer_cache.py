@@ -266,6 +266,27 @@ def test_the_verb_loads_the_reference_once_for_all_runs(
     assert {o["check"] for o in seen[0][0]} >= {"chat_kl", "reply_kl", "trigger", "long_context"}
 
 
+def test_what_a_callers_own_engine_answers_is_never_taken_for_ours(
+    folder: Path, artifacts: dict[str, Path], tmp_path: Path
+) -> None:
+    """The weights, prompts and options are the same; the next run's reference must not be."""
+
+    def scripted(artifact: Artifact) -> Engine:
+        return ScriptedEngine(lambda prompt: [1, 260])
+
+    suite = write_suite(tmp_path, 4)
+
+    def names(**own: Any) -> list[str]:
+        reports = (
+            verify(folder, [artifacts["F32"]], suite=suite, max_new_tokens=4, cache=cache, **own)
+            for cache in (tmp_path / "cache",) * 2
+        )
+        return [report.reference.engine.name for report in reports]
+
+    assert names(open_engine=scripted) == ["scripted"] * 2
+    assert names() == ["transformers"] * 2
+
+
 def test_a_reference_whose_cache_is_rounded_is_refused_and_never_kept(
     folder: Path, artifacts: dict[str, Path], tmp_path: Path
 ) -> None:

@@ -16,8 +16,12 @@ import numpy as np
 import pytest
 
 from tests.verify.test_verify import write_suite
-from verify.engines.kept import SLICE, slice_of
+from verify.answer_cache import AnswerCache
+from verify.artifact import open_artifact
+from verify.engines.kept import SLICE, KeptEngine, slice_of
 from verify.engines.llama_cpp import LlamaCppEngine
+from verify.engines.log_probabilities import Passage
+from verify.engines.opening import open_engine
 from verify.engines.transformers import TransformersEngine
 from verify.verify import RESUMABLE, verify
 
@@ -137,3 +141,50 @@ def test_a_run_killed_outright_goes_on(
 @pytest.mark.parametrize(("batch", "together"), [(None, 16), (8, 16), (5, 15), (16, 16), (40, 40)])
 def test_a_slice_is_whole_batches(batch: int | None, together: int) -> None:
     assert slice_of(batch) == together
+
+
+def test_a_slice_that_is_kept_holds_the_magnitudes_of_its_own_text_alone(
+    calibrated: Path, tmp_path: Path
+) -> None:
+    """Another suite shares the slice, and not what was scored before it."""
+    artifact = open_artifact(calibrated)
+    first, second = (Passage(tuple(range(start, start + 12)), 1) for start in (40, 90))
+
+    def seen(folder: Path, *passages: Passage) -> dict[str, float]:
+        engine = open_engine(artifact)
+        kept = KeptEngine.around(engine, AnswerCache.of_artifact(folder, artifact, engine.info))
+        for passage in passages:
+            kept.score([passage], top=4)
+        kept.close()
+        return {scale.name: scale.seen for scale in kept.stated_scales()}
+
+    alone = seen(tmp_path / "alone", second)
+    both = seen(tmp_path / "both", first, second)
+    assert both != alone
+    assert seen(tmp_path / "both", second) == alone
+    assert seen(tmp_path / "both", first, second) == both
+
+
+def test_a_model_whose_answers_are_all_kept_is_put_away(
+    run: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It is loaded to say how it computes; left open, one after another would fill the memory."""
+    opened, closed = [], []
+    for engine in (LlamaCppEngine, TransformersEngine):
+
+        def opening(self: Any, *a: Any, real: Any = engine.__init__, **more: Any) -> None:
+            real(self, *a, **more)
+            opened.append(type(self))
+
+        def closing(self: Any, real: Any = engine.close) -> None:
+            real(self)
+            closed.append(type(self))
+
+        monkeypatch.setattr(engine, "__init__", opening)
+        monkeypatch.setattr(engine, "close", closing)
+    for engines in (3, 2):
+        run(tmp_path)
+        assert opened == closed
+        assert len(opened) == engines
+        opened.clear()
+        closed.clear()

@@ -180,6 +180,21 @@ def test_a_reference_that_does_not_make_its_own_calls_decides_nothing(nano: Refe
     assert f"asked again, it makes its own calls in {again}" in checks["noise_floor"].reason
 
 
+def test_a_reply_asked_again_is_read_after_its_own_prompt(nano: Reference) -> None:
+    """A few are asked again: the second of them is no reply to the suite's second prompt."""
+    assert nano.forced is not None
+    indices = {nano.forced.conversations[at] for at in nano.forced.again}
+    places = range(len(nano.forced.again))
+    opening = nano.tokenizer.encode("<think>")
+    prompts = tuple(
+        [*prompt, *opening] if i in places and i not in indices else prompt
+        for i, prompt in enumerate(nano.prompts)
+    )
+    mixed = replace(nano, prompts=prompts)
+    assert any(mixed.opened(i) for i in places)
+    assert answers_again(mixed, Tier.JSON) == answers_again(nano, Tier.JSON)
+
+
 def test_decisions_nearer_to_turning_than_they_moved_are_counted(nano: Reference) -> None:
     decisions = measure_decisions(nano)
     assert decisions is not None

@@ -46,8 +46,9 @@ def test_every_option_reaches_its_engine_from_both_sides(
     folder = engines["mini-FP8_DYNAMIC"]
     assert (folder["dtype"], "W8A16" in folder["activations"]) == ("float32", True)
     floor = next(o for o in report["artifacts"][0]["outcomes"] if o["check"] == "noise_floor")
-    assert floor["verdict"]["numbers"]["in_16_bits"] is None
-    assert floor["verdict"]["numbers"]["itself"] is not None
+    for part in ("prompts", "replies"):
+        assert floor["verdict"]["numbers"][f"{part}_in_16_bits"] is None
+        assert floor["verdict"]["numbers"][f"{part}_itself"] is not None
     again = verify(
         reference_folder, made, suite=suite, gate=gate, max_new_tokens=4, kv_type="q8_0",
         activations=16, dtype="bfloat16", batch=3, threads=1,

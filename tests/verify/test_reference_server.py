@@ -100,7 +100,7 @@ def test_a_folder_without_weights_is_enough_and_what_needs_them_is_named(
     found = {outcome.check: outcome.verdict for outcome in artifact.outcomes}
     assert artifact.not_checked == ("structure", "gguf_weights", NO_FLOOR)
     assert not {*artifact.not_checked} & {*found}
-    assert list(found)[:3] == ["tokens", "templates", "agreement"]
+    assert list(found)[:4] == ["tokens", "templates", "rendering", "agreement"]
     assert found["agreement"].numbers["same_text"] >= COUNT - 2
     for check in ("chat_kl", "reply_kl", "log_prob", "long_context"):
         assert found[check].state is State.PASS, found[check].reason
@@ -142,7 +142,8 @@ def test_a_server_that_gives_no_log_probabilities_costs_only_those(
     assert found["log_probabilities"].state is State.NOT_ENOUGH_EVIDENCE
     assert "the reference" in found["log_probabilities"].reason
     assert artifact.state is State.NOT_ENOUGH_EVIDENCE
-    assert found["agreement"].state is State.PASS
+    assert found["agreement"].numbers["same_text"] == found["agreement"].numbers["conversations"]
+    assert "is cut off before it ends" in found["agreement"].reason
 
 
 def test_what_is_no_reference_is_one_line(

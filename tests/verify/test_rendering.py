@@ -232,6 +232,18 @@ def test_a_stable_template_repeats_prompt_and_reply(folder: Path) -> None:
     assert (unanswered.turns, unanswered.replies) == (3, 0)
 
 
+def test_an_earlier_prompt_is_rendered_with_the_same_variables(folder: Path) -> None:
+    """Of a template whose system prompt says whether to think, say."""
+    reference = history(folder, GOOD.replace("<tools>", "{{ 'think' if thinking }}<tools>", 1))
+    assert measure_stability(reference, [0]).prompts_kept == 1
+    thinking = replace(reference.conversations[0], template_kwargs={"thinking": True})
+    prompts = make_prompts(reference.checkpoint, reference.tokenizer, (thinking,), 16)
+    assert prompts[0] != reference.prompts[0]
+    reference = replace(reference, conversations=(thinking,), prompts=prompts)
+    found = measure_stability(reference, [0])
+    assert (found.turns, found.prompts_kept, found.example) == (1, 1, None)
+
+
 def test_an_unstable_template_is_told_with_numbers_and_fails_nothing(folder: Path) -> None:
     reference = history(folder, DEFECTS["template-not-prefix-stable"])
     quantize(str(folder), folder.parent, ["Q8_0", "FP8_DYNAMIC"], name="q")

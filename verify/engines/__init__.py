@@ -129,7 +129,7 @@ class WatchingEngine(ScoringEngine, Protocol):
     """An engine that keeps what scored text sent through the scales its folder fixes."""
 
     def stated_scales(self) -> tuple[StatedScale, ...]:
-        """Every such scale, and the largest magnitude that came."""
+        """Every such scale, and the largest magnitude that came since this was last asked."""
         ...
 
 

@@ -8,8 +8,9 @@ slice is an entry of the cache, written when it is done. A slice is a fixed numb
 batches, so what shares a batch does not depend on where a run was stopped, and with it neither does
 the last bit of any number. What is lost with a run is the slice that was being computed.
 
-The largest magnitudes that came through fixed scales (`stated_scales`) are kept with every slice as
-they were after it; the largest of all slices is what one run would have seen.
+The largest magnitudes that came through fixed scales (`stated_scales`) are kept with every slice,
+those of its own text alone, as another suite may share the slice and not the text before it; the
+largest of all slices is what one run would have seen.
 """
 
 from __future__ import annotations
@@ -62,6 +63,13 @@ class KeptEngine:
         self._info: EngineInfo | None = None
         self._narrowed = False
         self._scales: dict[str, StatedScale] = {}
+
+    @classmethod
+    def around(cls, engine: Engine, cache: AnswerCache, *, batch: int | None = None) -> KeptEngine:
+        """One that is open already, and closed with this one even if it is asked nothing."""
+        kept = cls(lambda: engine, cache, batch=batch)
+        kept._engine, kept._info = engine, engine.info
+        return kept
 
     @property
     def info(self) -> EngineInfo:

@@ -57,10 +57,11 @@ class ScaleWatch:
 
         target.register_forward_pre_hook(see)
 
-    def found(self) -> tuple[StatedScale, ...]:
-        """Every scale, in the model's order."""
+    def take(self) -> tuple[StatedScale, ...]:
+        """Every scale, in the model's order, and what came since they were last taken."""
+        seen, self._seen = self._seen, dict.fromkeys(self._seen, 0.0)
         return tuple(
-            StatedScale(name, E4M3_MAX * float(scale.float().max()), self._seen[name])
+            StatedScale(name, E4M3_MAX * float(scale.float().max()), seen[name])
             for name, scale in self._scales.items()
         )
 

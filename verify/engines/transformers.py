@@ -195,8 +195,8 @@ class TransformersEngine:
         self.info = replace(self.info, dtype=str(dtype).removeprefix("torch."))
 
     def stated_scales(self) -> tuple[StatedScale, ...]:
-        """What scored text sent through the scales that the folder fixes."""
-        return self._watch.found()
+        """What scored text sent through the fixed scales since this was last asked."""
+        return self._watch.take()
 
     def close(self) -> None:
         """Drop the model."""
