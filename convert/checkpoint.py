@@ -236,11 +236,14 @@ class Checkpoint:
 
 def _names_beside(path: Path) -> tuple[str, ...]:
     """The index, and all that may be a side file."""
+    try:
+        files = [entry for entry in sorted(path.iterdir()) if entry.is_file()]
+    except OSError as error:
+        raise CheckpointError(f"{path}: cannot be read: {error.strerror}") from error
     names = [
         entry.name
-        for entry in sorted(path.iterdir())
-        if entry.is_file()
-        and not entry.name.startswith((".", "hermes-quant"))
+        for entry in files
+        if not entry.name.startswith((".", "hermes-quant"))
         and not entry.name.endswith(SIDECAR_NAME)
         and entry.name != RECIPE_NAME
         and entry.suffix not in WEIGHT_SUFFIXES
