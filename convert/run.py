@@ -16,7 +16,7 @@ from __future__ import annotations
 
 import shutil
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from functools import partial
 from itertools import islice, zip_longest
@@ -166,7 +166,8 @@ def _kept_if_resumable(folder: Path, checkpoint: Checkpoint) -> Iterator[None]:
         if _can_be_mended(error, checkpoint) and holds_work(folder):
             error.add_note(RESUMABLE)
         else:
-            _empty(folder)
+            with suppress(OSError):  # what is to be told is why the run stopped
+                _empty(folder)
         raise
     _empty(folder)
 
@@ -240,7 +241,8 @@ def _write_all(
             journal.close()
         if files.lost:  # what the journals speak of may be in the kernel's cache and nowhere else
             for claim in claims:
-                journal_path(folder, claim.planned.name).unlink(missing_ok=True)
+                with suppress(OSError):  # after such an error a disk may be read-only
+                    journal_path(folder, claim.planned.name).unlink()
 
 
 def _encode_all(
