@@ -101,7 +101,7 @@ def run(
             staging.check_names(out, (planned.name for planned, _ in bound))
             # Once more, now that nobody else writes here: another run may just have ended.
             done, todo = _split_finished(bound, out, force, folder)
-            with _kept_if_resumable(folder, checkpoint):
+            with _kept_if_resumable(folder, checkpoint, plan.artifacts):
                 changed = _write_all(checkpoint, folder, take_up(folder, todo, done), pace)
                 planned_now = [planned for planned, _ in todo]
                 files = finish_files(planned_now, checkpoint, folder, pace.threads, on_progress)
@@ -158,12 +158,15 @@ def _split_finished(
 
 
 @contextmanager
-def _kept_if_resumable(folder: Path, checkpoint: Checkpoint) -> Iterator[None]:
+def _kept_if_resumable(
+    folder: Path, checkpoint: Checkpoint, artifacts: Sequence[PlannedArtifact]
+) -> Iterator[None]:
     """Empty the staging folder on the way out, unless another run could go on from there."""
     try:
         yield
     except BaseException as error:
-        if _can_be_mended(error, checkpoint) and holds_work(folder):
+        same = [one for one in artifacts if not checkpoint.has_changed(one.copies)]
+        if _can_be_mended(error, checkpoint) and holds_work(folder, same):
             error.add_note(RESUMABLE)
         else:
             with suppress(OSError):  # what is to be told is why the run stopped
@@ -176,7 +179,7 @@ def _can_be_mended(error: BaseException, checkpoint: Checkpoint) -> bool:
     """Whether it may pass: a full disk, a read error; a changed source asks for other bytes."""
     passing = CheckpointError | OutputError | OSError | MemoryError
     mine = isinstance(error, Exception) and not isinstance(error, passing)
-    return not mine and not checkpoint.has_changed()
+    return not mine and not checkpoint.has_changed(checkpoint.shards)
 
 
 def _empty(folder: Path) -> None:
