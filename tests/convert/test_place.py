@@ -130,6 +130,23 @@ def test_where_all_is_there_already_nothing_need_be_written(
         quantize(str(source), tmp_path, [*TARGETS, "Q4_0"], name="m")
 
 
+def test_nor_need_it_where_a_gguf_that_may_be_split_is_there(
+    tmp_path: Path, source: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for limit, out in ((1 << 18, tmp_path / "split"), (1 << 30, tmp_path / "whole")):
+        quantize(str(source), out, ["Q8_0"], name="m", max_file_bytes=limit)
+    assert (tmp_path / "split" / "m-Q8_0").is_dir()
+    assert (tmp_path / "whole" / "m-Q8_0.gguf").is_file()
+
+    def unlockable(*_: Any) -> Any:
+        raise PermissionError(errno.EROFS, os.strerror(errno.EROFS))
+
+    monkeypatch.setattr("convert.staging.open_lock", unlockable)
+    for limit, out in ((1 << 18, tmp_path / "split"), (1 << 30, tmp_path / "whole")):
+        job = quantize(str(source), out, ["Q8_0"], name="m", max_file_bytes=limit)
+        assert job.results[0].kept
+
+
 def test_a_gguf_that_may_be_split_has_one_of_two_names(tmp_path: Path) -> None:
     for name in ("m-Q8_0", "m-Q8_0.gguf"):
         (tmp_path / name).mkdir()
