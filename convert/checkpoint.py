@@ -183,17 +183,19 @@ class Checkpoint:
         for name in names:
             self._check_stamp(name)
 
-    def has_changed(self) -> bool:
-        """Whether a shard is known to be another; one that cannot be looked at may come back."""
-        for shard, stamp in self.stamps.items():
+    def has_changed(self, names: Iterable[str]) -> bool:
+        """Whether one of these is known to be another; what cannot be looked at may come back."""
+        for name in names:
             with suppress(CheckpointError):
-                if _stamp(self.path / shard) != stamp:
+                if _stamp(self.path / name) != self._known(name):
                     return True
         return False
 
+    def _known(self, name: str) -> Stamp | None:
+        return self.stamps.get(name) or self.beside.get(name)
+
     def _check_stamp(self, name: str) -> None:
-        known = self.stamps.get(name) or self.beside.get(name)
-        if _stamp(self.path / name) != known:
+        if _stamp(self.path / name) != self._known(name):
             raise CheckpointError(f"{self.path / name}: changed while it was read; run again")
 
     def fingerprint(self) -> str:
@@ -236,11 +238,14 @@ class Checkpoint:
 
 def _names_beside(path: Path) -> tuple[str, ...]:
     """The index, and all that may be a side file."""
+    try:
+        files = [entry for entry in sorted(path.iterdir()) if entry.is_file()]
+    except OSError as error:
+        raise CheckpointError(f"{path}: cannot be read: {error.strerror}") from error
     names = [
         entry.name
-        for entry in sorted(path.iterdir())
-        if entry.is_file()
-        and not entry.name.startswith((".", "hermes-quant"))
+        for entry in files
+        if not entry.name.startswith((".", "hermes-quant"))
         and not entry.name.endswith(SIDECAR_NAME)
         and entry.name != RECIPE_NAME
         and entry.suffix not in WEIGHT_SUFFIXES

@@ -14,6 +14,7 @@ from __future__ import annotations
 
 import shutil
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -91,7 +92,8 @@ def make_elsewhere(
             )
             publish(planned, artifact, folder, out)
         finally:
-            _remove(places)
+            with suppress(OSError):  # what is to be told is why it was not made
+                _remove(places)
     return Result(artifact, kept=False)
 
 

@@ -27,6 +27,7 @@ import json
 import os
 import threading
 import zlib
+from contextlib import suppress
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
@@ -119,5 +120,6 @@ class Journal:
             raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
 
     def close(self) -> None:
-        """Close the file."""
-        os.close(self._descriptor)
+        """Close the file; records that a full server did not take are blocks to be made again."""
+        with suppress(OSError):
+            os.close(self._descriptor)

@@ -37,9 +37,13 @@ class Place:
         known = folders if self.split else folders | files
 
         def is_there(name: str) -> bool:
-            return staging.may_be_kept(self.out, name, is_folder=name in folders, tool=tool)
+            found = staging.may_be_kept(self.out, name, is_folder=name in folders, tool=tool)
+            if found or not self.split or name in folders:
+                return found
+            whole = name.removesuffix(".gguf")
+            return staging.may_be_kept(self.out, whole, is_folder=True, tool=tool)
 
-        if not self.force and known == folders | files and all(map(is_there, known)):
+        if not self.force and all(map(is_there, folders | files)):
             return  # nothing may have to be written
         with staging.trial_folder(self.out):
             staging.check_names(self.out, sorted(folders | files))

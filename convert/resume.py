@@ -11,7 +11,7 @@ of no use.
 from __future__ import annotations
 
 import logging
-from collections.abc import Collection, Iterator, Sequence
+from collections.abc import Collection, Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
@@ -41,9 +41,9 @@ class Claim:
     records: Records | None
 
 
-def holds_work(staging: Path) -> bool:
-    """Whether a later run could take anything up from here."""
-    found = (read_journal(path) for path in staging.glob(f"*{SUFFIX}"))
+def holds_work(staging: Path, artifacts: Iterable[PlannedArtifact]) -> bool:
+    """Whether a later run could take up anything of these from here."""
+    found = (read_journal(journal_path(staging, planned.name)) for planned in artifacts)
     return any(len(journal[1]) for journal in found if journal)
 
 

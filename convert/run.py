@@ -16,7 +16,7 @@ from __future__ import annotations
 
 import shutil
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from functools import partial
 from itertools import islice, zip_longest
@@ -101,7 +101,7 @@ def run(
             staging.check_names(out, (planned.name for planned, _ in bound))
             # Once more, now that nobody else writes here: another run may just have ended.
             done, todo = _split_finished(bound, out, force, folder)
-            with _kept_if_resumable(folder, checkpoint):
+            with _kept_if_resumable(folder, checkpoint, plan.artifacts):
                 changed = _write_all(checkpoint, folder, take_up(folder, todo, done), pace)
                 planned_now = [planned for planned, _ in todo]
                 files = finish_files(planned_now, checkpoint, folder, pace.threads, on_progress)
@@ -158,15 +158,19 @@ def _split_finished(
 
 
 @contextmanager
-def _kept_if_resumable(folder: Path, checkpoint: Checkpoint) -> Iterator[None]:
+def _kept_if_resumable(
+    folder: Path, checkpoint: Checkpoint, artifacts: Sequence[PlannedArtifact]
+) -> Iterator[None]:
     """Empty the staging folder on the way out, unless another run could go on from there."""
     try:
         yield
     except BaseException as error:
-        if _can_be_mended(error, checkpoint) and holds_work(folder):
+        same = [one for one in artifacts if not checkpoint.has_changed(one.copies)]
+        if _can_be_mended(error, checkpoint) and holds_work(folder, same):
             error.add_note(RESUMABLE)
         else:
-            _empty(folder)
+            with suppress(OSError):  # what is to be told is why the run stopped
+                _empty(folder)
         raise
     _empty(folder)
 
@@ -175,7 +179,7 @@ def _can_be_mended(error: BaseException, checkpoint: Checkpoint) -> bool:
     """Whether it may pass: a full disk, a read error; a changed source asks for other bytes."""
     passing = CheckpointError | OutputError | OSError | MemoryError
     mine = isinstance(error, Exception) and not isinstance(error, passing)
-    return not mine and not checkpoint.has_changed()
+    return not mine and not checkpoint.has_changed(checkpoint.shards)
 
 
 def _empty(folder: Path) -> None:
@@ -240,7 +244,8 @@ def _write_all(
             journal.close()
         if files.lost:  # what the journals speak of may be in the kernel's cache and nowhere else
             for claim in claims:
-                journal_path(folder, claim.planned.name).unlink(missing_ok=True)
+                with suppress(OSError):  # after such an error a disk may be read-only
+                    journal_path(folder, claim.planned.name).unlink()
 
 
 def _encode_all(

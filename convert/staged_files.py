@@ -122,7 +122,10 @@ class StagedFiles:
         """Close every file, flushed or not."""
         self._flusher.shutdown()
         while self._descriptors:
-            os.close(self._descriptors.popitem()[1])
+            try:
+                os.close(self._descriptors.popitem()[1])
+            except OSError:  # NFS says so only now where what was not flushed could not be written
+                self.lost = True
 
 
 class DiskErrors:

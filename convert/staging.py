@@ -115,11 +115,17 @@ def staging_folder(out: Path) -> Iterator[Path]:
             _mend(staging, out)
             yield staging
         finally:
-            with suppress(OSError):  # it is not empty: a later run goes on from there
-                (staging / LOCK_NAME).unlink()
-                staging.rmdir()
+            _leave(staging)
     finally:
         os.close(lock)
+        with suppress(OSError):  # NFS keeps a file that is open in its folder until it is closed
+            staging.rmdir()
+
+
+def _leave(staging: Path) -> None:
+    with suppress(OSError):  # it is not empty: a later run goes on from there
+        (staging / LOCK_NAME).unlink()
+        staging.rmdir()
 
 
 def _make_folder(path: Path) -> None:

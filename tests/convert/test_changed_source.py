@@ -219,3 +219,17 @@ def test_an_output_that_cannot_be_read_back_is_one_line(
             quantize(str(source), tmp_path / "out", TARGETS, name="m")
     assert raised.value.__notes__ == [RESUMABLE]
     shutil.rmtree(tmp_path / "out")
+
+
+def test_nothing_is_promised_where_a_changed_side_file_leaves_nothing_to_go_on_from(
+    tmp_path: Path, source: Path
+) -> None:
+    def change(done: int, total: int, what: str) -> None:
+        if what.startswith("model."):
+            (source / "tokenizer_config.json").write_text('{"model_max_length": 7}')
+
+    out = tmp_path / "out"
+    with pytest.raises(CheckpointError, match=r"tokenizer_config\.json: changed while") as raised:
+        quantize(str(source), out, ["FP8_TENSOR", "W8A8"], name="m", on_progress=change, **BLOCKS)
+    assert not hasattr(raised.value, "__notes__")
+    assert not any(out.iterdir())

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import errno
 import json
+import os
 import pickle
 import tracemalloc
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from itertools import islice
 from pathlib import Path
 from typing import Any
@@ -49,6 +51,18 @@ def test_nothing_there(tmp_path: Path) -> None:
 
 def test_a_file_is_not_a_checkpoint(source: Path) -> None:
     refuse(source / FIRST, FIRST, "not a folder", "expected a Hugging Face checkpoint")
+
+
+def test_a_folder_that_may_not_be_listed_is_one_line(
+    source: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Its files can be opened by those who know their names."""
+
+    def refuse_to_list(path: Path) -> Iterator[Path]:
+        raise PermissionError(errno.EACCES, os.strerror(errno.EACCES))
+
+    monkeypatch.setattr(Path, "iterdir", refuse_to_list)
+    refuse(source, "cannot be read: Permission denied")
 
 
 def test_no_weights(source: Path) -> None:

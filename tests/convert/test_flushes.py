@@ -120,3 +120,63 @@ def test_a_disk_that_lost_what_a_stopped_run_wrote_is_noticed_before_it_is_belie
     assert not (tmp_path / STAGING_NAME).exists()
     resume(source, tmp_path)
     assert contents(tmp_path) == whole
+
+
+def test_a_disk_that_is_read_only_after_a_failed_flush_does_not_hide_why_the_run_stopped(
+    tmp_path: Path, source: Path, whole: dict[str, bytes], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As ext4 is remounted; what it holds is compared with its checksums once it is mended."""
+    flushed = failing(monkeypatch, "fdatasync")
+    expected = r"m-.*: cannot be flushed to the disk: Input/output error"
+    with monkeypatch.context() as patch:
+        for name in ("unlink", "rmdir"):
+            original: Callable[..., None] = getattr(os, name)
+
+            def refuse(*a: Any, _original: Callable[..., None] = original, **k: Any) -> None:
+                if flushed:
+                    raise OSError(errno.EROFS, os.strerror(errno.EROFS))
+                _original(*a, **k)
+
+            patch.setattr(os, name, refuse)
+        with pytest.raises(OutputError, match=expected):
+            quantize(str(source), tmp_path, TARGETS, name="m", **BLOCKS)
+    resume(source, tmp_path)
+    assert contents(tmp_path) == whole
+
+
+def complaining(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A server that tells only when an output or a journal is closed that it has no room."""
+    close: Callable[[int], None] = os.close
+
+    def late(descriptor: int) -> None:
+        name = os.readlink(f"/proc/self/fd/{descriptor}")
+        close(descriptor)
+        if STAGING_NAME in name and name.endswith((".gguf", ".safetensors", ".journal")):
+            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    monkeypatch.setattr(os, "close", late)
+
+
+def test_what_closing_says_of_flushed_files_and_of_journals_does_not_stop_a_run(
+    tmp_path: Path, source: Path, whole: dict[str, bytes], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    complaining(monkeypatch)
+    quantize(str(source), tmp_path, TARGETS, name="m", **BLOCKS)
+    assert contents(tmp_path) == whole
+
+
+def test_what_closing_says_of_files_that_were_not_flushed_is_a_failed_flush(
+    tmp_path: Path, source: Path, whole: dict[str, bytes], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def interrupt(done: int, total: int, what: str) -> None:
+        if done > 0.5 * total and what.startswith("model."):
+            raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch:
+        complaining(patch)
+        with pytest.raises(KeyboardInterrupt) as raised:
+            quantize(str(source), tmp_path, TARGETS, name="m", on_progress=interrupt, **BLOCKS)
+    assert not hasattr(raised.value, "__notes__")
+    assert not any(tmp_path.iterdir())
+    resume(source, tmp_path)
+    assert contents(tmp_path) == whole

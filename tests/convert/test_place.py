@@ -130,6 +130,23 @@ def test_where_all_is_there_already_nothing_need_be_written(
         quantize(str(source), tmp_path, [*TARGETS, "Q4_0"], name="m")
 
 
+def test_nor_need_it_where_a_gguf_that_may_be_split_is_there(
+    tmp_path: Path, source: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for limit, out in ((1 << 18, tmp_path / "split"), (1 << 30, tmp_path / "whole")):
+        quantize(str(source), out, ["Q8_0"], name="m", max_file_bytes=limit)
+    assert (tmp_path / "split" / "m-Q8_0").is_dir()
+    assert (tmp_path / "whole" / "m-Q8_0.gguf").is_file()
+
+    def unlockable(*_: Any) -> Any:
+        raise PermissionError(errno.EROFS, os.strerror(errno.EROFS))
+
+    monkeypatch.setattr("convert.staging.open_lock", unlockable)
+    for limit, out in ((1 << 18, tmp_path / "split"), (1 << 30, tmp_path / "whole")):
+        job = quantize(str(source), out, ["Q8_0"], name="m", max_file_bytes=limit)
+        assert job.results[0].kept
+
+
 def test_a_gguf_that_may_be_split_has_one_of_two_names(tmp_path: Path) -> None:
     for name in ("m-Q8_0", "m-Q8_0.gguf"):
         (tmp_path / name).mkdir()
@@ -219,3 +236,30 @@ def test_the_lock_is_on_a_file_opened_for_writing_and_one_left_by_a_kill_is_no_h
         f"m-Q8_0.gguf.{SIDECAR_NAME}",
     }
     assert_complete(tmp_path)
+
+
+def test_on_nfs_where_a_file_that_is_open_is_only_renamed_no_staging_folder_stays(
+    tmp_path: Path, source: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The client keeps what is unlinked while it is open as `.nfs...`, until it is closed."""
+    unlink: Callable[..., None] = os.unlink
+    close: Callable[[int], None] = os.close
+
+    def rename(path: Any, **how: Any) -> None:
+        if Path(path).name == LOCK_NAME:
+            os.rename(path, Path(path).with_name(".nfs0001"))
+        else:
+            unlink(path, **how)
+
+    def remove(descriptor: int) -> None:
+        name = os.readlink(f"/proc/self/fd/{descriptor}")
+        close(descriptor)
+        if name.endswith(".nfs0001"):
+            unlink(name)
+
+    monkeypatch.setattr(os, "unlink", rename)
+    monkeypatch.setattr(os, "close", remove)
+    quantize(str(source), tmp_path / "out", ["Q8_0"], name="m")
+    assert not (tmp_path / "out" / STAGING_NAME).exists()
+    Place(tmp_path / "new" / "out").check("m", ["Q8_0"], "tool")
+    assert not (tmp_path / "new").exists()
