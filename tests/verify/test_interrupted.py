@@ -23,9 +23,13 @@ from verify.engines.llama_cpp import LlamaCppEngine
 from verify.engines.log_probabilities import Passage
 from verify.engines.opening import open_engine
 from verify.engines.transformers import TransformersEngine
+from verify.teacher_forcing import AGAIN
 from verify.verify import RESUMABLE, verify
 
 PROMPTS, TOKENS = 4 * SLICE, 8
+TWICE_MORE = 2 * AGAIN
+"""Replies of the reference for the noise floor: each in a batch of its own, all in 16 bits."""
+ALL = 3 * PROMPTS + TWICE_MORE
 Run = Callable[[Path], Any]
 
 
@@ -82,9 +86,16 @@ def kept_prompts(cache: Path) -> int:
     [
         (TransformersEngine, "_generate_batch", 3, 2 * SLICE),
         (TransformersEngine, "_score_batch", 2, PROMPTS),
-        (LlamaCppEngine, "_generate_group", 4, PROMPTS + SLICE),
-        (LlamaCppEngine, "score", 3, 2 * PROMPTS),
-        (TransformersEngine, "_generate_batch", 4 + 3, 2 * PROMPTS + 2 * SLICE),
+        (TransformersEngine, "_generate_batch", 4 + 3, PROMPTS + 2),
+        (TransformersEngine, "_generate_batch", 4 + AGAIN + 1, PROMPTS + AGAIN),
+        (LlamaCppEngine, "_generate_group", 4, PROMPTS + TWICE_MORE + SLICE),
+        (LlamaCppEngine, "score", 3, 2 * PROMPTS + TWICE_MORE),
+        (
+            TransformersEngine,
+            "_generate_batch",
+            4 + AGAIN + 1 + 3,
+            2 * PROMPTS + TWICE_MORE + 2 * SLICE,
+        ),
     ],
 )
 def test_a_run_stopped_after_a_batch_asks_for_the_rest_alone(
@@ -107,7 +118,7 @@ def test_a_run_stopped_after_a_batch_asks_for_the_rest_alone(
     seen: list[int] = []
     count_prompts(monkeypatch, seen)
     assert run(tmp_path) == whole
-    assert sum(seen) == 3 * PROMPTS - kept
+    assert sum(seen) == ALL - kept
 
 
 @pytest.mark.parametrize("models_begun", [1, 2])
@@ -120,7 +131,8 @@ def test_a_run_killed_outright_goes_on(
     command = [sys.executable, "-m", "hermes_quant", *map(str, words)]
     quiet = subprocess.DEVNULL
     process = subprocess.Popen(command, stdout=quiet, stderr=quiet)
-    due = (models_begun - 1) * PROMPTS // SLICE + 2
+    before = models_begun - 1
+    due = before * (PROMPTS // SLICE + AGAIN + 1) + 2
     begin = time.monotonic()
     while len(list(tmp_path.glob("answers-*.npz"))) < due and process.poll() is None:
         assert time.monotonic() - begin < 120
@@ -128,11 +140,11 @@ def test_a_run_killed_outright_goes_on(
     os.kill(process.pid, signal.SIGKILL)
     assert process.wait() == -signal.SIGKILL, "it was done before it was killed"
     kept = kept_prompts(tmp_path)
-    assert due * SLICE <= kept < 3 * PROMPTS
+    assert before * (PROMPTS + TWICE_MORE) + 2 * SLICE <= kept < ALL
     seen: list[int] = []
     count_prompts(monkeypatch, seen)
     assert run(tmp_path) == whole
-    assert sum(seen) == 3 * PROMPTS - kept
+    assert sum(seen) == ALL - kept
     seen.clear()
     assert run(tmp_path) == whole
     assert seen == []
