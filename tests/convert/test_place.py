@@ -202,6 +202,33 @@ def test_room_for_all_is_asked_for_before_the_first_is_made(
         attempt(needed)
 
 
+def test_why_a_folder_was_not_made_is_said_where_nothing_can_be_removed_any_more(
+    tmp_path: Path, source: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def fill(*_: Any) -> Any:
+        monkeypatch.setattr("convert.staging.remove", read_only)
+        raise FilledError
+
+    def read_only(_: Path) -> None:
+        raise OSError(errno.EROFS, os.strerror(errno.EROFS))
+
+    with pytest.raises(FilledError):
+        job.make(
+            str(source),
+            Place(tmp_path / "out", folders=["W8A16"]),
+            ["W8A16"],
+            {"W8A16": partial(plan_folder, numerics="ct-eager")},
+            name="m",
+            metadata=None,
+            recipe={},
+            dry_run=False,
+            memory_bytes=DEFAULT_MEMORY_BYTES,
+            threads=1,
+            on_progress=None,
+            elsewhere={"W8A16": fill},
+        )
+
+
 @pytest.mark.parametrize("number", [errno.ENOLCK, errno.EOPNOTSUPP, errno.ENOSYS])
 def test_a_file_system_without_locks_is_one_line(
     tmp_path: Path, source: Path, monkeypatch: pytest.MonkeyPatch, number: int
