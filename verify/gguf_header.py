@@ -69,13 +69,14 @@ def header_findings(source: Checkpoint, file: GGUFFile) -> Iterator[Finding]:
 def _defaults(spec: ModelSpec, fields: Mapping[str, Any], arch: str) -> dict[str, Any]:
     """What llama.cpp takes for keys that are missing."""
     head = spec.hidden_size // spec.num_attention_heads
+    tokens = fields.get("tokenizer.ggml.tokens")
     return {
         "attention.head_count_kv": spec.num_attention_heads,
         "attention.key_length": head,
         "attention.value_length": head,
         "rope.dimension_count": fields.get(f"{arch}.attention.key_length", head),
         "rope.freq_base": 10000.0,
-        "vocab_size": len(fields.get("tokenizer.ggml.tokens", ())),
+        "vocab_size": len(tokens) if isinstance(tokens, list) else 0,
     }
 
 

@@ -327,3 +327,19 @@ def test_a_head_beside_a_tied_embedding_is_named(tmp_path: Path) -> None:
     broken = rewrite_gguf(whole, tmp_path / "untied.gguf", tensors=untie)
     message = found(check_structure(evidence(base, broken)))["output.weight"]
     assert "nothing in the source accounts for it" in message
+
+
+def test_a_vocabulary_that_is_a_number_is_a_finding_and_no_crash(
+    reference: Reference, artifacts: dict[str, Path], tmp_path: Path
+) -> None:
+    path = rewrite_gguf(
+        artifacts["Q8_0"],
+        tmp_path / "m.gguf",
+        fields=lambda values: (
+            values.update({"tokenizer.ggml.tokens": 5}),
+            values.pop("llama.vocab_size"),
+        ),
+    )
+    outcome = check_structure(evidence(reference, path))
+    assert outcome.verdict.state is State.FAIL
+    assert "llama.vocab_size" in {finding.subject for finding in outcome.findings}
