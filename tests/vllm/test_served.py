@@ -74,7 +74,9 @@ SCHEMES = {
         needs="avx512f",
         refusal="object has no attribute 'cpu_gemm_wna16'",
     ),
-    "NVFP4": Scheme(needs=NEVER, refusal="FP4"),
+    "NVFP4": Scheme(
+        needs=NEVER, refusal="Failed to find a kernel that can implement the NVFP4 linear layer"
+    ),
     "W8A16": Scheme(
         needs=NEVER, refusal="Failed to find a kernel that can implement the WNA16 linear layer"
     ),
