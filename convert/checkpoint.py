@@ -103,7 +103,7 @@ class Checkpoint:
         """A folder that may hold no weights: then it has no shards and no tensors."""
         if not path.is_dir() or any(path.glob("*.safetensors")):
             return cls.open(path)
-        return cls(path, read_model_spec(path / "config.json"), (), {}, {})
+        return cls(path, read_model_spec(path / CONFIG_NAME), (), {}, {})
 
     def __enter__(self) -> Checkpoint:
         return self

@@ -15,7 +15,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 
 from convert.errors import ContextError, InputError, ServerError, UnsupportedError
 from quantize.importance import ImportanceFile
@@ -144,11 +144,11 @@ class _Answered:
 
     outcomes: tuple[Outcome, ...]
     info: EngineInfo
-    scores: Scores | None
-    confusion: dict[str, dict[str, int]]
-    pairs: dict[str, int]
-    differences: tuple[Difference, ...]
-    strata: tuple[Stratum, ...]
+    scores: Scores | None = None
+    confusion: dict[str, dict[str, int]] = field(default_factory=dict)
+    pairs: dict[str, int] = field(default_factory=dict)
+    differences: tuple[Difference, ...] = ()
+    strata: tuple[Stratum, ...] = ()
     not_checked: tuple[str, ...] = ()
 
 
@@ -179,7 +179,7 @@ def _look_at_chat(evidence: Evidence, found: Found, reason: str) -> _Answered:
     words = f"not compared token for token: {_without_address(evidence.artifact, reason)}"
     outcomes = [_not_run(State.NOT_ENOUGH_EVIDENCE, words), _served_outcome(evidence, found)]
     if isinstance(found.served, str) or found.served is None:
-        return _Answered(tuple(outcomes), found.info, None, {}, {}, (), (), NEED_IDS)
+        return _Answered(tuple(outcomes), found.info, not_checked=NEED_IDS)
     answers = as_answers(evidence.reference, found.served)
     outcomes += judged_as_served(replace(evidence, answers=answers))
     outcomes += _reasoning(evidence)
@@ -194,11 +194,10 @@ def _sum_up(
     return _Answered(
         tuple(outcomes),
         info,
-        scores(reference, answers),
-        confusion(reference.conversations, pairs),
-        count_pairs(reference.conversations, pairs, evidence.thresholds.tier),
-        (),
-        strata(reference.conversations, pairs, evidence.thresholds.tier),
+        scores=scores(reference, answers),
+        confusion=confusion(reference.conversations, pairs),
+        pairs=count_pairs(reference.conversations, pairs, evidence.thresholds.tier),
+        strata=strata(reference.conversations, pairs, evidence.thresholds.tier),
     )
 
 

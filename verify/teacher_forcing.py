@@ -69,11 +69,7 @@ def score_reference(
     """The reference along its own text; it picks the candidates, and may end up in 16 bits."""
     chosen = choose_conversations(reference)
     passages = [make_passage(reference, index, chosen) for index in chosen]
-    if BY_STEPS in engine.info.capabilities:
-        passages = [
-            _end_of(passage, len(reference.answers[index].ids) + PROMPT_END)
-            for index, passage in zip(chosen, passages, strict=True)
-        ]
+    passages = _as_long_as_asked(engine, reference, chosen, passages)
     always = watched_ids(reference)
     scored = engine.score(passages, top=TOP, always=always, on_progress=on_progress)
     positions = choose_again(len(chosen))
@@ -117,11 +113,7 @@ def score_artifact(
         _with_candidates(make_passage(reference, index, base.conversations), found)
         for index, found in zip(base.conversations, base.scored, strict=True)
     ]
-    if BY_STEPS in engine.info.capabilities:
-        passages = [
-            _end_of(passage, len(reference.answers[index].ids) + PROMPT_END)
-            for index, passage in zip(base.conversations, passages, strict=True)
-        ]
+    passages = _as_long_as_asked(engine, reference, base.conversations, passages)
     try:
         scored = engine.score(passages, top=TOP, on_progress=on_progress)
     except NOT_HAD as error:
@@ -132,6 +124,18 @@ def score_artifact(
         asked = _with_candidates(long_passage(reference), base.long)
         long, no_long = _score_long(engine, asked, scored)
     return TeacherForced(base.conversations, tuple(scored), long, no_long=no_long)
+
+
+def _as_long_as_asked(
+    engine: ScoringEngine, reference: Reference, chosen: Sequence[int], passages: list[Passage]
+) -> list[Passage]:
+    """The passages of these conversations, or what is asked of them where every step costs."""
+    if BY_STEPS not in engine.info.capabilities:
+        return passages
+    return [
+        _end_of(passage, len(reference.answers[index].ids) + PROMPT_END)
+        for index, passage in zip(chosen, passages, strict=True)
+    ]
 
 
 def _score_long(

@@ -15,13 +15,13 @@ rule. Scales that come from data
 
 from __future__ import annotations
 
-import os
 from collections.abc import Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 
 from convert.checkpoint import Checkpoint
 from convert.errors import InputError, TensorError, UnsupportedError
+from convert.workers import cores
 from verify.check import Finding, Number, Outcome, Point, State, Verdict, finite
 from verify.evidence import Evidence
 from verify.folder_weights import Compared, Folder
@@ -87,7 +87,7 @@ def compare_folder(
     compared: dict[str, Compared] = {}
     broken: dict[str, str] = {}
     left_out: dict[str, str] = {}
-    with ThreadPoolExecutor(threads or os.cpu_count() or 1) as pool:
+    with ThreadPoolExecutor(threads or cores()) as pool:
         folder = Folder(source, stored, pool)
         for name in source.tensors:
             try:

@@ -44,9 +44,10 @@ def build() -> str | None:
     Says so, once, where none was built and nobody asked for that.
     """
     wanted = os.environ.get(VARIABLE, "")
+    if wanted == "ggml":
+        return None
     if not wanted and not BUILDS:
         _log.warning(MISSING)
-    if wanted == "ggml" or (not wanted and not BUILDS):
         return None
     if wanted and wanted not in BUILDS:
         raise InputError(

@@ -16,7 +16,6 @@ build with a GPU computes there if `device` says so, and nothing of it if not.
 
 from __future__ import annotations
 
-import os
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any
@@ -25,6 +24,7 @@ import llama_cpp
 import numpy as np
 
 from convert.errors import CheckpointError, ContextError, UnsupportedError
+from convert.workers import cores
 from verify.engines import LOG_PROBABILITIES, EngineInfo, Ids, OnProgress, by_length
 from verify.engines.llama_model import CPU, last_errors, load_model
 from verify.engines.log_probabilities import ROWS_AT_ONCE, Passage, Reduction, Scored
@@ -60,7 +60,7 @@ class LlamaCppEngine:
             kv_type=kv_type,
             batch=batch or BATCH,
             device=device,
-            threads=threads or os.cpu_count() or 1,
+            threads=threads or cores(),
             capabilities=frozenset({LOG_PROBABILITIES}),
         )
 

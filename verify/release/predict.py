@@ -12,7 +12,6 @@ the sizes of unedited ones, so the edit need not be there yet: a remark says so.
 
 from __future__ import annotations
 
-import os
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import partial
@@ -28,6 +27,7 @@ from convert.model import Model, recognise_model
 from convert.model_spec import read_json_object, read_model_spec
 from convert.plan import Plan, PlannedArtifact, plan_run
 from convert.size import parse_size
+from convert.workers import cores
 from quantize.abliteration.edit_folder import read_edit
 from quantize.calibration import read_calibration
 from quantize.fit import remote
@@ -103,7 +103,7 @@ def predict(
             for edited in (False, True)
         ]
         outputs = [output for half in halves for output in half.outputs]
-        plans, cores = [half.plan for half in halves], threads or os.cpu_count() or 1
+        plans, workers = [half.plan for half in halves], threads or cores()
         sizes = [output.size_bytes for output in outputs]
         remarks = () if exact else ("no tokenizer here: GGUF sizes lack the vocabulary",)
         return Prediction(
@@ -114,11 +114,11 @@ def predict(
             write_bytes=sum(sizes),
             disk_bytes=sum(sizes) + sum(half.beside_bytes for half in halves),
             make_memory_bytes=max(
-                working_memory_bytes(plan, DEFAULT_MEMORY_BYTES, cores) for plan in plans
+                working_memory_bytes(plan, DEFAULT_MEMORY_BYTES, workers) for plan in plans
             ),
             verify_memory_bytes=_REFERENCE_BYTES_PER_PARAMETER * model.parameters + max(sizes),
-            threads=cores,
-            seconds=sum(encoding_seconds(plan) for plan in plans) / cores,
+            threads=workers,
+            seconds=sum(encoding_seconds(plan) for plan in plans) / workers,
             duties=licence_of(read, model),
             remarks=(*remarks, *(remark for half in halves for remark in half.remarks)),
         )
